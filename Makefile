@@ -1,0 +1,30 @@
+# The front door: `make repro` runs the pipeline, `make test` runs the tests.
+PYTHON ?= python3
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: repro test lint lock
+
+repro: .venv/.ready
+	dvc repro
+
+test: .venv/.ready
+	pytest --cov --cov-report=term:skip-covered
+
+lint: .venv/.ready
+	ruff check
+	ruff format --check
+	mypy
+
+# Built anew only when a lock file changes.
+.venv/.ready: requirements.lock requirements-dev.lock
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+		-r requirements.lock -r requirements-dev.lock
+	touch $@
+
+# Pin the newest versions of everything, for every platform at once. Needs uv.
+LOCK = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-header --upgrade
+lock:
+	$(LOCK) pyproject.toml -o requirements.lock
+	$(LOCK) --group dev -c requirements.lock -o requirements-dev.lock

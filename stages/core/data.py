@@ -1,0 +1,76 @@
+"""From images to what the network eats: flattened, checked and split."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stages.core import Array
+
+CLASSES = 10
+
+
+class DataError(ValueError):
+    """Arrays that are not what a set of labelled digit images must be."""
+
+
+def check(images: Array, labels: Array) -> None:
+    """Check a labelled set of images.
+
+    Args:
+        images: must be (samples, height, width) uint8.
+        labels: must be (samples,) uint8 from 0 to 9, with every class present.
+
+    Raises:
+        DataError: names what is wrong.
+    """
+    if images.ndim != 3 or images.dtype != np.uint8:
+        raise DataError(
+            f"images are {images.dtype} of shape {images.shape}; must be uint8 of shape (n, 28, 28)"
+        )
+    if labels.shape != images.shape[:1] or labels.dtype != np.uint8:
+        raise DataError(
+            f"labels are {labels.dtype} of shape {labels.shape}; "
+            f"must be uint8 of shape ({len(images)},)"
+        )
+    counts = np.bincount(labels, minlength=CLASSES)
+    if len(counts) > CLASSES:
+        raise DataError(f"a label is {labels.max()}; must be from 0 to {CLASSES - 1}")
+    if not counts.all():
+        raise DataError(f"no image of class {counts.argmin()}; every class must be present")
+
+
+def flatten(images: Array) -> Array:
+    """Return images (samples, height, width) as rows of pixels (samples, height * width)."""
+    return images.reshape(len(images), -1)
+
+
+def stratified_split(labels: Array, held_out: int, seed: int) -> tuple[Array, Array]:
+    """Choose `held_out` samples at random, each class in proportion to its share.
+
+    Shares are rounded down, and the classes with the largest remainders take the samples still
+    missing (the largest-remainder method), so the sizes are exact.
+
+    Args:
+        labels: (samples,) class of each sample.
+        held_out: how many to choose, fewer than there are samples.
+        seed: of the random choice.
+
+    Returns:
+        Indices of the samples kept and of those held out, both ascending.
+
+    Raises:
+        DataError: a class would be left without samples on one of the two sides.
+    """
+    counts = np.bincount(labels, minlength=CLASSES)
+    quotas, remainders = np.divmod(counts * held_out, len(labels))
+    quotas[np.argsort(-remainders, kind="stable")[: held_out - quotas.sum()]] += 1
+    if (quotas == 0).any() or (quotas == counts).any():
+        raise DataError(
+            f"cannot hold {held_out} of {len(labels)} images out: "
+            "a class would be missing on one side"
+        )
+    generator = np.random.default_rng(seed)
+    chosen = np.zeros(len(labels), bool)
+    for label, quota in enumerate(quotas):
+        chosen[generator.permutation(np.flatnonzero(labels == label))[:quota]] = True
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)

@@ -1,0 +1,82 @@
+"""exp, log and cos from additions, multiplications and divisions alone.
+
+A C library's `exp` may differ from another's in the last bit, and so may NumPy's on another CPU.
+IEEE 754 defines `+ - * /` and rounding to an integer to the last bit, so these functions give
+the same bits everywhere. NumPy evaluates each operation as a pass of its own, hence no compiler
+can fuse two of them into one rounding.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float64 = NDArray[np.float64]
+
+LN2 = 0.6931471805599453
+PI = 3.141592653589793
+SQRT_HALF = 0.7071067811865476
+
+# exp is tabulated at multiples of 1/256 down to LOWEST, where e**LOWEST is below 2**-46.
+_STEPS_PER_UNIT = 256
+LOWEST = -32.0
+
+
+def _exp_table() -> Float64:
+    """Return e**(-k / 256) for k = 0, 1, ...: Taylor's series at a 32nd of it, squared 5 times."""
+    reduced = np.arange(int(-LOWEST) * _STEPS_PER_UNIT + 1) / -(_STEPS_PER_UNIT * 32.0)
+    series = np.ones_like(reduced)
+    for n in range(24, 0, -1):
+        series = 1.0 + series * reduced / n
+    for _ in range(5):
+        series = series * series
+    return series
+
+
+_EXP_TABLE = _exp_table()
+
+
+def exp(x: Float64) -> Float64:
+    """Return e**x for x <= 0, to a relative error of 2e-9; below -32 it stays at e**-32.
+
+    With k = -x * 256 rounded to an integer and the rest r = x + k / 256, |r| <= 1/512:
+    e**x = e**(-k / 256) * e**r, the first from a table, the second as 1 + r + r**2 / 2.
+    """
+    x = np.maximum(x, LOWEST)
+    k = np.rint(x * -_STEPS_PER_UNIT)
+    r = x + k * (1.0 / _STEPS_PER_UNIT)
+    series = r * 0.5
+    series += 1.0
+    series *= r
+    series += 1.0
+    series *= _EXP_TABLE.take(k.astype(np.intp))
+    return series
+
+
+def log(x: Float64) -> Float64:
+    """Return the natural logarithm of x > 0, to a relative error of about 1e-15.
+
+    x = m * 2**n with m in [sqrt(1/2), sqrt(2)); log m = 2 artanh(t) = 2 (t + t**3/3 + ...)
+    with t = (m - 1) / (m + 1).
+    """
+    m, n = np.frexp(x)
+    low = m < SQRT_HALF
+    m = np.where(low, 2.0 * m, m)
+    n = n - low
+    t = (m - 1.0) / (m + 1.0)
+    square = t * t
+    series = np.zeros_like(t)
+    for odd in range(21, 0, -2):
+        series = series * square + 1.0 / odd
+    result: Float64 = n * LN2 + 2.0 * t * series
+    return result
+
+
+def cos(x: float) -> float:
+    """Return the cosine of x in [0, pi], by Taylor's series about the nearer of 0 and pi."""
+    if x > PI / 2:
+        return -cos(PI - x)
+    series = 1.0
+    for n in range(20, 0, -2):
+        series = 1.0 - series * x * x / (n * (n - 1))
+    return series

@@ -1,0 +1,308 @@
+"""Exact arithmetic: sums whose bits depend on no order, and so on no machine.
+
+A floating-point sum depends on its order, and the order depends on the BLAS kernel, the CPU and
+the number of threads. But a sum that is never rounded has no order. So every number that enters
+a sum here is first rounded to a grid, the multiples of a power of two, coarse enough that the
+sum needs no rounding at all.
+
+The proof. Let every left factor be a multiple of g, every right factor a multiple of h (powers
+of two), and let the sum of |left * right| be at most 2**p * g * h, where p is the number of
+significant bits (24 in float32, 53 in float64). Then each product and each partial sum, in
+whatever order and grouping, fused or not, is a whole number of g * h, of magnitude at most 2**p
+of them. The format holds every such number, so no operation rounds, and every order gives the
+true sum. Elementwise operations need no such care: IEEE 754 defines their results to the last
+bit.
+
+The budgets. In float32 what one factor takes of the 24 bits, the other has not. Inputs of a
+layer are pixels or activations; `steps` is how many steps of their grid they reach, and what is
+left for the other factor is `limit` = 2**24 / steps.
+
+| numbers                  | grid                    | bound, in value or in steps of the grid |
+|--------------------------|-------------------------|-----------------------------------------|
+| pixels                   | 2**-8                   | below 1: 2**8 steps                     |
+| activations              | 2**-5                   | below 16: 2**9 steps                    |
+| activations, last hidden | 2**-16                  | below 32: 2**21 steps                   |
+| weights W                | one a layer, >= 2**-12  | sum over i of abs(W_ij) <= limit steps  |
+| weights W, output layer  | 2**-14                  | sum over i of abs(W_ij) <= 2**9         |
+| errors dz, for x.T @ dz  | one a unit j            | sum over s of abs(dz_sj) <= limit steps |
+| errors dz, for dz @ W.T  | one a sample, >= 2**-24 | abs(dz_sj) R <= 2**24 steps of both,    |
+|                          |                         | R the largest sum over j of abs(W_ij)   |
+| errors dz, output layer  | 2**-20                  | at most 1, their sum for a sample 2     |
+| e**z in the softmax      | 2**-48                  | at most 1, at most 2**5 classes         |
+| losses                   | 2**-20                  | checked: their sum at most 2**33        |
+
+| sum                      | format  | exact because                                           |
+|--------------------------|---------|---------------------------------------------------------|
+| x @ W                    | float32 | steps of x * limit = 2**24                              |
+| x.T @ dz                 | float32 | steps of x * limit = 2**24                              |
+| dz @ W.T                 | float32 | by the bound on dz                                      |
+| a @ W, output layer      | float64 | 2**21 steps * 2**23 steps = 2**44                       |
+| a.T @ dz, output layer   | float64 | 2**21 steps * 2**20 steps * 2**9 samples = 2**50        |
+| dz @ W.T, output layer   | float64 | 2**21 steps * 2**23 steps = 2**44                       |
+| abs(dz) over a batch     | float64 | multiples of 2**-36, checked to stay below 2**17        |
+| e**z over the classes    | float64 | 2**48 steps * 2**5 classes = 2**53                      |
+| losses over the samples  | float64 | 2**33 / 2**-20 = 2**53                                  |
+
+The errors dz are multiples of 2**-36 because both products that make them have such grids. A
+batch has at most 512 samples; a larger one is summed in parts of 512, added one after the other,
+which is an order fixed by the recipe. Grids for weights are found from the weights and only ever
+coarsened while training; `Exact.weights_fit` checks the bound after every update. What cannot be
+met raises `ExactnessError`: exactness is never lost in silence.
+
+The same idea, sums made exact by splitting numbers along fixed grids, stands in Demmel and
+Nguyen, "Fast Reproducible Floating-Point Summation" (2013).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stages.core import Array, elementary
+
+LARGEST_PART = 512
+"""Samples whose gradient is one exact sum."""
+
+
+class ExactnessError(ArithmeticError):
+    """A value outgrew the bound under which its sums are exact."""
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What a layer's inputs are: multiples of `grid` from 0 to `steps` of them."""
+
+    grid: float
+    steps: int
+
+    @property
+    def ceiling(self) -> float:
+        """The largest value."""
+        return self.grid * (self.steps - 1)
+
+    @property
+    def limit(self) -> float:
+        """The bound, in grid steps of the other factor, on a float32 sum with such inputs."""
+        return 2.0**24 / self.steps
+
+
+PIXELS = Signal(2.0**-8, 2**8)
+HIDDEN = Signal(2.0**-5, 2**9)
+LAST_HIDDEN = Signal(2.0**-16, 2**21)
+
+FINEST_WEIGHT_GRID = 2.0**-12
+FINEST_ERROR_GRID = 2.0**-24
+OUTPUT_WEIGHT_GRID = 2.0**-14
+OUTPUT_WEIGHT_BOUND = 2.0**9
+OUTPUT_ERROR_GRID = 2.0**-20
+EXP_GRID = 2.0**-48
+LOSS_GRID = 2.0**-20
+LOSS_SUM_BOUND = 2.0**33
+ERROR_SUM_BOUND = 2.0**17
+
+
+def power_of_two_above(values: Array | float) -> Array:
+    """Return, for each value >= 0, the smallest power of two greater than it (1 for 0)."""
+    powers: Array = np.ldexp(1.0, np.frexp(values)[1])
+    return powers
+
+
+def round_to_grid(values: Array, grid: float | Array, out: Array | None = None) -> Array:
+    """Round to the nearest multiple of `grid`, a power of two or an array of them; ties to even.
+
+    Adding 1.5 * 2**(p - 1) * grid moves a value to where the format's own spacing is `grid`, so
+    the addition itself rounds it; the subtraction is exact. Holds for abs(values) up to
+    2**(p - 2) grids, p = 24 in float32 and 53 in float64.
+    """
+    anchor = (1.5 * 2.0 ** np.finfo(values.dtype).nmant) * grid
+    if isinstance(anchor, np.ndarray):
+        anchor = anchor.astype(values.dtype)
+    out = np.add(values, anchor, out=out)
+    return np.subtract(out, anchor, out=out)
+
+
+def column_sums(values: Array) -> Array:
+    """Return the sum of each column, as a product with ones, which BLAS does fastest.
+
+    Exact, as any order is, when the values are on a grid and keep a bound.
+    """
+    return np.ones(len(values), values.dtype) @ values
+
+
+class Exact:
+    """The arithmetic of one network in the pipeline: each value that enters a sum on its grid.
+
+    Layers are numbered from 0. `grids` holds the grid of each layer's weights and `row_sums` the
+    largest sum over a row of their absolute values.
+    """
+
+    narrow: type = np.float32
+    wide: type = np.float64
+    exp = staticmethod(elementary.exp)
+
+    def __init__(self, weights: Sequence[Array]) -> None:
+        """Find for each layer's `W` (inputs, outputs) the finest grid that keeps its bound.
+
+        Raises:
+            ExactnessError: a weight is not finite, or an output weight is too large.
+        """
+        hidden = len(weights) - 2
+        self.signals = [PIXELS] + [HIDDEN] * hidden + [LAST_HIDDEN]
+        self.grids = [FINEST_WEIGHT_GRID] * (hidden + 1) + [OUTPUT_WEIGHT_GRID]
+        self.row_sums = [0.0] * len(weights)
+        for layer, W in enumerate(weights):
+            while True:
+                rounded = np.abs(self.round_weights(layer, W)).astype(np.float64)
+                if self.weights_fit(layer, rounded.sum(axis=0), rounded.sum(axis=1).max()):
+                    break
+
+    def round_weights(self, layer: int, W: Array, out: Array | None = None) -> Array:
+        """Return the weights `W` of a layer, or any part of them, on the layer's grid."""
+        return round_to_grid(W, self.grids[layer], out)
+
+    def weights_fit(self, layer: int, column_sums: Array, row_sum: float) -> bool:
+        """Say whether a layer's rounded weights keep the bound; if not, make its grid coarser.
+
+        Args:
+            layer: the layer's number.
+            column_sums: (outputs,) sums over the inputs of the absolute rounded weights.
+            row_sum: the largest sum over the outputs of the same.
+
+        Raises:
+            ExactnessError: the weights are not finite, or output weights are too large.
+        """
+        self.row_sums[layer] = row_sum
+        largest = column_sums.max()
+        if not largest < np.inf:
+            raise ExactnessError(f"a weight of layer {layer + 1} is not finite")
+        if layer == len(self.grids) - 1:
+            if largest > OUTPUT_WEIGHT_BOUND:
+                raise ExactnessError(
+                    f"the output weights of a class add up to {largest:g}, "
+                    f"above {OUTPUT_WEIGHT_BOUND:g}"
+                )
+            return True
+        if largest <= self.signals[layer].limit * self.grids[layer]:
+            return True
+        self.grids[layer] *= 2.0
+        return False
+
+    def ceiling(self, layer: int) -> float:
+        """Return where the activations that enter a layer saturate.
+
+        It is the end of their grid, far above what a trained network produces.
+        """
+        return self.signals[layer].ceiling
+
+    def round_activations(self, layer: int, a: Array) -> Array:
+        """Bring the activations that enter a layer onto their grid, in place."""
+        return round_to_grid(a, self.signals[layer].grid, out=a)
+
+    def round_exponentials(self, e: Array) -> Array:
+        """Bring the softmax's exponentials onto their grid, in place."""
+        return round_to_grid(e, EXP_GRID, out=e)
+
+    def loss_sum(self, losses: Array) -> float:
+        """Return the sum of the samples' losses, each rounded to the losses' grid.
+
+        Raises:
+            ExactnessError: a loss is not finite, or their sum is too large.
+        """
+        total = float(round_to_grid(losses, LOSS_GRID).sum())
+        if not total <= LOSS_SUM_BOUND:
+            raise ExactnessError(f"the losses add up to {total:g}")
+        return total
+
+    def round_output_errors(self, dz: Array) -> Array:
+        """Bring the errors of the output layer onto their grid, in place."""
+        return round_to_grid(dz, OUTPUT_ERROR_GRID, out=dz)
+
+    def errors_by_sample(self, layer: int, dz: Array) -> Array:
+        """Return a layer's errors `dz` (samples, outputs), rounded for `dz @ W.T`.
+
+        Each sample has a grid of its own. The output layer's errors are on theirs already.
+
+        Raises:
+            ExactnessError: the weights are too large for any grid.
+        """
+        if layer == len(self.grids) - 1:
+            return dz
+        steps = 2.0**24 * self.grids[layer] / power_of_two_above(self.row_sums[layer])
+        if not steps > 2.0:
+            raise ExactnessError(f"the weights of layer {layer + 1} have grown too large")
+        grid = power_of_two_above(np.abs(dz).max(axis=1, keepdims=True)) / steps
+        return round_to_grid(dz, np.maximum(grid, FINEST_ERROR_GRID))
+
+    def error_sums(self, dz: Array) -> Array:
+        """Return (outputs,) exact float64 sums over the samples of a layer's absolute errors."""
+        return column_sums(np.abs(dz).astype(np.float64))
+
+    def errors_by_unit(self, layer: int, dz: Array, error_sums: Array) -> Array:
+        """Return a layer's errors, rounded for `x.T @ dz`, each unit on a grid of its own.
+
+        The output layer's errors are on their grid already.
+
+        Args:
+            layer: the layer's number.
+            dz: (samples, outputs) errors of at most 512 samples.
+            error_sums: (outputs,) sums over those samples of the absolute errors.
+
+        Raises:
+            ExactnessError: the errors are not finite or too large.
+        """
+        if layer == len(self.grids) - 1:
+            return dz
+        if not error_sums.max() < ERROR_SUM_BOUND:
+            raise ExactnessError(
+                f"the errors of layer {layer + 1} add up to {error_sums.max():g} in one batch"
+            )
+        # Rounding moves each of up to 512 errors by at most half a step.
+        grid = power_of_two_above(error_sums / (self.signals[layer].limit - LARGEST_PART / 2))
+        return round_to_grid(dz, grid)
+
+
+class Plain:
+    """Ordinary floating point, nothing rounded: for the benchmark and for gradient checks."""
+
+    exp = staticmethod(np.exp)
+
+    def __init__(self, dtype: type[np.floating[Any]] = np.float32) -> None:
+        self.narrow = self.wide = dtype
+
+    def ceiling(self, layer: int) -> float:
+        """Return infinity."""
+        return np.inf
+
+    def round_activations(self, layer: int, a: Array) -> Array:
+        """Return `a` as it is."""
+        return a
+
+    def round_exponentials(self, e: Array) -> Array:
+        """Return `e` as it is."""
+        return e
+
+    def loss_sum(self, losses: Array) -> float:
+        """Return the sum of the samples' losses."""
+        return float(losses.sum())
+
+    def round_output_errors(self, dz: Array) -> Array:
+        """Return `dz` as it is."""
+        return dz
+
+    def errors_by_sample(self, layer: int, dz: Array) -> Array:
+        """Return `dz` as it is."""
+        return dz
+
+    def error_sums(self, dz: Array) -> Array:
+        """Return zeros: nothing is rounded, so nothing depends on the sums."""
+        return np.zeros(dz.shape[1])
+
+    def errors_by_unit(self, layer: int, dz: Array, error_sums: Array) -> Array:
+        """Return `dz` as it is."""
+        return dz
+
+
+Arithmetic = Exact | Plain

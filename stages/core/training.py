@@ -1,0 +1,351 @@
+"""The training: mini-batch gradient descent, shared out over a crew of processes.
+
+A step has two halves, and every process does its share of both:
+
+    by samples      each process takes some of the batch's rows through `forward` and `backward`;
+    by parameters   each takes some of the rows of every W, computes their gradient over the
+                    whole batch, and moves them.
+
+Between the halves the processes wait for one another. Nothing is ever added up across processes
+in an order that could vary, and the sums themselves are exact, so the number of processes does
+not change a bit of the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from stages.core import Array
+from stages.core.crew import Crew, shared_array
+from stages.core.data import CLASSES
+from stages.core.elementary import log
+from stages.core.exact import (
+    LARGEST_PART,
+    PIXELS,
+    Arithmetic,
+    Exact,
+    ExactnessError,
+    Plain,
+    column_sums,
+)
+from stages.core.network import (
+    Layer,
+    Workspace,
+    backward,
+    cross_entropy_derivative,
+    forward,
+    gradient,
+    initialise,
+    one_hot,
+    score,
+    softmax,
+)
+from stages.core.optimizers import Adam, Momentum, Optimizer, scheduled
+
+_BLOCK = 32768
+"""Parameters that are updated together: few enough to stay in a core's cache meanwhile."""
+
+
+class DivergedError(ArithmeticError):
+    """The loss or a weight is no longer a finite, reasonable number."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train: the parameters of the `train` stage, under the same names."""
+
+    hidden_sizes: Sequence[int]
+    initialisation: Literal["he", "glorot", "uniform"] = "he"
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    learning_rate: float = 0.1
+    schedule: Literal["constant", "cosine", "step", "one_cycle"] = "constant"
+    momentum: float = 0.9
+    batch_size: int | Literal["all"] = 128
+    epochs: int = 10
+    l2: float = 0.0
+    seed: int = 1
+    keep: Literal["best", "last"] = "last"
+
+
+class Epoch(NamedTuple):
+    """What the learning curves say of an epoch, numbered from 1; losses are means."""
+
+    epoch: int
+    train_loss: float
+    validation_loss: float
+    validation_accuracy: float
+
+
+class Block(NamedTuple):
+    """Some rows of a W, or a whole b, with all that the update needs beside them: views."""
+
+    layer: int
+    is_bias: bool
+    parameters: Array
+    rounded: Array
+    gradient: Array
+    slots: list[Array]
+    scratch: Array
+
+
+class Training:
+    """One training run: its data, its parameters and the memory that the crew shares."""
+
+    def __init__(
+        self,
+        train: tuple[Array, Array],
+        validation: tuple[Array, Array],
+        recipe: Recipe,
+        workers: int = 1,
+        exact: bool = True,
+    ) -> None:
+        """Prepare the run.
+
+        Args:
+            train: x (samples, 784) uint8, a pixel's brightness being its value / 256; y (samples,).
+            validation: the same for the validation set, which is only scored.
+            recipe: how to train.
+            workers: processes to share the work among; changes no bit of the result.
+            exact: exact sums (the pipeline's arithmetic), or else plain float32.
+        """
+        self.recipe = recipe
+        self.x, self.y = train[0], train[1].astype(np.intp)
+        self.targets = one_hot(np.arange(CLASSES), CLASSES)
+        self.validation = validation
+        self.crew = Crew(workers)
+        self.batch_size = len(self.x) if recipe.batch_size == "all" else recipe.batch_size
+        self.steps_per_epoch = -(-len(self.x) // self.batch_size)
+        self.optimizer: Optimizer = (
+            Adam() if recipe.optimizer == "adam" else Momentum(recipe.momentum)
+        )
+
+        sizes = [self.x.shape[1], *recipe.hidden_sizes, CLASSES]
+        start = initialise(sizes, recipe.initialisation, np.random.default_rng(recipe.seed))
+        count = sum(W.size + b.size for W, b in start)
+        self.flat, self.flat_gradient = shared_array(count), shared_array(count)
+        self.flat_slots = [shared_array(count) for _ in range(self.optimizer.slots)]
+        self.flat_rounded = shared_array(count) if exact else self.flat
+        self.parameters = _layers(self.flat, sizes)
+        self.rounded = _layers(self.flat_rounded, sizes)
+        for layer, initial in zip(self.parameters, start, strict=True):
+            layer.W[...], layer.b[...] = initial
+        self.arithmetic: Arithmetic = Exact([W for W, _ in start]) if exact else Plain()
+        if isinstance(self.arithmetic, Exact):
+            for number, (layer, rounded) in enumerate(
+                zip(self.parameters, self.rounded, strict=True)
+            ):
+                self.arithmetic.round_weights(number, layer.W, out=rounded.W)
+                rounded.b[...] = layer.b
+
+        part = min(LARGEST_PART, self.batch_size)
+        self.workspace = Workspace.empty(sizes, part, self.arithmetic, shared_array)
+        self.error_sums = [shared_array((workers, size), np.float64) for size in sizes[1:]]
+        self.column_sums = [shared_array((workers, size)) for size in sizes[1:]]
+        self.row_sums = shared_array((len(start), workers))
+        self.true_probabilities = shared_array(len(self.x), np.float64)
+        self.scores = shared_array((workers, 2), np.float64)
+        self.sizes = sizes
+
+    def run(self, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> list[Layer]:
+        """Train, calling `on_epoch` after each epoch, and return the parameters to keep.
+
+        Raises:
+            DivergedError: the loss or the weights outgrew what arithmetic can hold.
+        """
+        flat: Array = self.crew.run(lambda rank: Worker(self, rank).train(on_epoch))
+        return _layers(flat, self.sizes)
+
+
+class Worker:
+    """One process's share of a training run."""
+
+    def __init__(self, training: Training, rank: int) -> None:
+        self.training = training
+        self.arithmetic = training.arithmetic
+        self.crew = training.crew
+        self.rank = rank
+        self.pixels = np.empty((LARGEST_PART, training.x.shape[1]), np.uint8)
+        self.blocks = list(self._blocks())
+        self.gradients = _layers(training.flat_gradient, training.sizes)
+        self.steps = 0
+
+    def train(self, on_epoch: Callable[[Epoch], None]) -> Array:
+        """Run all epochs; rank 0 reports them and returns the flat parameters to keep."""
+        run, recipe = self.training, self.training.recipe
+        kept, best = run.flat_rounded, -1.0
+        for number in range(1, recipe.epochs + 1):
+            try:
+                self._epoch(number)
+                epoch = self._report(number)
+            except ExactnessError as error:
+                raise DivergedError(
+                    f"training diverged in epoch {number} ({error}); the learning rate was "
+                    f"{recipe.learning_rate:g}: try a smaller one"
+                ) from error
+            if self.rank == 0:
+                if recipe.keep == "best" and epoch.validation_accuracy > best:
+                    best, kept = epoch.validation_accuracy, run.flat_rounded.copy()
+                on_epoch(epoch)
+        return kept
+
+    def _epoch(self, number: int) -> None:
+        run = self.training
+        samples = len(run.x)
+        order = np.random.default_rng([run.recipe.seed, number]).permutation(samples)
+        for start in range(0, samples, run.batch_size):
+            batch = order[start : start + run.batch_size]
+            for first in range(0, len(batch), LARGEST_PART):
+                part = batch[first : first + LARGEST_PART]
+                rows = self.crew.share(len(part), self.rank)
+                self._by_samples(part[rows], rows, start + first)
+                self.crew.wait(self.rank)
+                self._gradients(len(part), add=first > 0)
+                if first + LARGEST_PART < len(batch):
+                    self.crew.wait(self.rank)
+            self._update(len(batch))
+            self.crew.wait(self.rank)
+            self._keep_bounds()
+
+    def _by_samples(self, samples: Array, rows: slice, position: int) -> None:
+        """Take this process's rows of a part of the batch forwards and backwards."""
+        run = self.training
+        workspace = run.workspace.rows(rows)
+        pixels = self.pixels[: len(samples)]
+        np.take(run.x, samples, axis=0, out=pixels, mode="clip")
+        np.multiply(pixels, np.float32(PIXELS.grid), out=workspace.activations[0])
+        labels = run.y[samples]
+
+        probabilities = softmax(forward(run.rounded, workspace, self.arithmetic), self.arithmetic)
+        run.true_probabilities[position + rows.start : position + rows.stop] = probabilities[
+            np.arange(len(labels)), labels
+        ]
+        targets = run.targets.take(labels, axis=0)
+        cross_entropy_derivative(probabilities, targets, out=workspace.errors[-1])
+        self.arithmetic.round_output_errors(workspace.errors[-1])
+        backward(run.rounded, workspace, self.arithmetic)
+        for sums, dz in zip(run.error_sums[:-1], workspace.errors, strict=False):
+            sums[self.rank] = self.arithmetic.error_sums(dz)
+
+    def _gradients(self, samples: int, add: bool) -> None:
+        """Compute the gradient of this process's parameters over a part of the batch."""
+        run = self.training
+        workspace = run.workspace.rows(slice(samples))
+        for number, (x, dz) in enumerate(zip(workspace.activations, workspace.errors, strict=True)):
+            rows = self.crew.share(x.shape[1], self.rank)
+            dz = self.arithmetic.errors_by_unit(number, dz, run.error_sums[number].sum(axis=0))
+            dW, db = self.gradients[number]
+            if add:
+                dW[rows] += gradient(x[:, rows], dz)
+            else:
+                gradient(x[:, rows], dz, out=dW[rows])
+            if self.rank == self.crew.size - 1:
+                db[...] = column_sums(dz) + (db if add else 0)
+
+    def _update(self, samples: int) -> None:
+        """Move this process's parameters by one step, block by block, and round them."""
+        run, recipe = self.training, self.training.recipe
+        progress = self.steps / (run.steps_per_epoch * recipe.epochs)
+        rate = scheduled(recipe.learning_rate, recipe.schedule, progress)
+        self.steps += 1
+        self._clear_sums()
+        for block in self.blocks:
+            w, g, scratch = block.parameters, block.gradient, block.scratch
+            if recipe.l2 and not block.is_bias:
+                np.multiply(w, recipe.l2 * samples, out=scratch)
+                np.add(g, scratch, out=g)
+            run.optimizer.update(w, g, block.slots, scratch, rate, samples, self.steps)
+            self._round(block)
+
+    def _round(self, block: Block) -> None:
+        """Put a block's weights on their grid and add up how large they are."""
+        if not isinstance(self.arithmetic, Exact):
+            return
+        if block.is_bias:
+            block.rounded[...] = block.parameters
+            return
+        run, layer = self.training, block.layer
+        self.arithmetic.round_weights(layer, block.parameters, out=block.rounded)
+        magnitudes = np.abs(block.rounded, out=block.scratch)
+        run.column_sums[layer][self.rank] += column_sums(magnitudes)
+        if layer > 0:  # no error is carried back through the first layer
+            row_sums = run.row_sums[layer]
+            row_sums[self.rank] = max(row_sums[self.rank], column_sums(magnitudes.T).max())
+
+    def _clear_sums(self) -> None:
+        for sums in self.training.column_sums:
+            sums[self.rank] = 0.0
+        self.training.row_sums[:, self.rank] = 0.0
+
+    def _keep_bounds(self) -> None:
+        """Check the bounds on the rounded weights; coarsen the grids of layers that outgrew them.
+
+        Every process sees the same sums and so decides the same.
+        """
+        if not isinstance(self.arithmetic, Exact):
+            return
+        run = self.training
+        weights_fit = self.arithmetic.weights_fit
+        while False in [
+            weights_fit(layer, sums.sum(axis=0), run.row_sums[layer].max())
+            for layer, sums in enumerate(run.column_sums)
+        ]:
+            self.crew.wait(self.rank)
+            self._clear_sums()
+            for block in self.blocks:
+                self._round(block)
+            self.crew.wait(self.rank)
+
+    def _report(self, number: int) -> Epoch:
+        """Add up the epoch's losses and score the validation set, each process its share."""
+        run = self.training
+        x, y = run.validation
+        mine = self.crew.share(len(x), self.rank)
+        share = score(run.rounded, x[mine], y[mine], self.arithmetic)
+        run.scores[self.rank] = share.correct, share.loss_sum
+        self.crew.wait(self.rank)
+        correct, loss_sum = run.scores.sum(axis=0)
+        train_loss_sum = self.arithmetic.loss_sum(-log(run.true_probabilities))
+        self.crew.wait(self.rank)
+        return Epoch(
+            number,
+            train_loss_sum / len(run.x),
+            float(loss_sum / len(x)),
+            float(correct / len(x)),
+        )
+
+    def _blocks(self) -> Iterator[Block]:
+        """Cut this process's share of the parameters into blocks that fit a core's cache."""
+        run = self.training
+        flats = [run.flat, run.flat_rounded, run.flat_gradient, *run.flat_slots]
+        scratch = np.empty(max(_BLOCK, *run.sizes), np.float32)
+        for number, views in enumerate(zip(*(_layers(f, run.sizes) for f in flats), strict=True)):
+            W = views[0].W
+            rows = self.crew.share(len(W), self.rank)
+            height = max(1, _BLOCK // W.shape[1])
+            for top in range(rows.start, rows.stop, height):
+                block = slice(top, min(top + height, rows.stop))
+                yield _block(number, False, [layer.W[block] for layer in views], scratch)
+            if self.rank == self.crew.size - 1:
+                yield _block(number, True, [layer.b for layer in views], scratch)
+
+
+def _block(layer: int, is_bias: bool, views: Sequence[Array], scratch: Array) -> Block:
+    parameters, rounded, gradient, *slots = views
+    own_scratch = scratch[: parameters.size].reshape(parameters.shape)
+    return Block(layer, is_bias, parameters, rounded, gradient, slots, own_scratch)
+
+
+def _layers(flat: Array, sizes: Sequence[int]) -> list[Layer]:
+    """Return the layers' `W` and `b` as views of one flat vector: W_1, b_1, W_2, b_2, ..."""
+    layers, start = [], 0
+    for inputs, outputs in pairwise(sizes):
+        middle = start + inputs * outputs
+        end = middle + outputs
+        layers.append(Layer(flat[start:middle].reshape(inputs, outputs), flat[middle:end]))
+        start = end
+    return layers

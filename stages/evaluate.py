@@ -1,0 +1,88 @@
+"""Stage 4: score the network on the training, validation and test sets.
+
+This is the only stage that opens the test set.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from stages.core.data import CLASSES, DataError, check, flatten
+from stages.core.exact import ExactnessError
+from stages.core.metrics import class_metrics, confusion_matrix
+from stages.core.network import logits_of, on_grids, predict, score, softmax
+from stages.errors import InputError, run
+from stages.files import load_array, save_arrays, save_csv, save_json
+from stages.models import load_model
+from stages.params import load_params
+
+MODEL = Path("models/model.npz")
+PROCESSED = Path("data/processed")
+RAW = Path("data/raw")
+REPORTS = Path("reports")
+
+
+def main() -> None:
+    """Write the metrics, the per-class figures, the confusion table and the scored test set."""
+    load_params()
+    x_test, y_test = load_array(RAW / "x_test.npy"), load_array(RAW / "y_test.npy")
+    try:
+        check(x_test, y_test)
+    except DataError as error:
+        raise InputError(f"{RAW}/x_test.npy, y_test.npy: {error}") from None
+    x_test = flatten(x_test)
+    parameters = load_model(MODEL, inputs=x_test.shape[1], classes=CLASSES)
+    try:
+        parameters, arithmetic = on_grids(parameters)
+    except ExactnessError as error:
+        raise InputError(f"{MODEL}: {error}") from None
+
+    metrics = {}
+    for name, x, y in (
+        ("train", load_array(PROCESSED / "x_train.npy"), load_array(PROCESSED / "y_train.npy")),
+        (
+            "validation",
+            load_array(PROCESSED / "x_validation.npy"),
+            load_array(PROCESSED / "y_validation.npy"),
+        ),
+        ("test", x_test, y_test),
+    ):
+        scored = score(parameters, x, y, arithmetic)
+        metrics[name] = {
+            "accuracy": round(scored.accuracy, 6),
+            "error_rate": round(scored.error_rate, 6),
+            "loss": round(scored.loss, 6),
+        }
+        print(f"{name}: accuracy {metrics[name]['accuracy']:.2%}, loss {metrics[name]['loss']:.4f}")
+    save_json(REPORTS / "metrics.json", metrics)
+
+    logits = logits_of(parameters, x_test, arithmetic)
+    predictions = predict(logits)
+    per_class = class_metrics(confusion_matrix(y_test, predictions, CLASSES))
+    save_csv(
+        REPORTS / "per_class.csv",
+        ("class", *per_class._fields),
+        [
+            (label, f"{precision:.6f}", f"{recall:.6f}", f"{f1:.6f}", support)
+            for label, (precision, recall, f1, support) in enumerate(zip(*per_class, strict=True))
+        ],
+    )
+    save_csv(
+        REPORTS / "confusion.csv",
+        ("actual", "predicted"),
+        zip(y_test, predictions, strict=True),
+    )
+    save_arrays(
+        Path("data/scored.npz"),
+        {
+            "images": x_test,
+            "labels": y_test,
+            "probabilities": softmax(logits, arithmetic).astype(np.float32),
+        },
+    )
+
+
+if __name__ == "__main__":
+    run(main)

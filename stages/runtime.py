@@ -1,0 +1,32 @@
+"""The numeric runtime: how many cores compute. Imported before NumPy, and nothing depends on it.
+
+The training engine runs one process a core, so each process's BLAS keeps to one thread. BLAS
+libraries read these variables once, when NumPy is first imported; a value that the user has
+set stands. Because the arithmetic is exact (see `stages.core.exact`), neither the threads nor
+the workers change a single bit of any output: they are a matter of speed alone.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS",
+                 "VECLIB_MAXIMUM_THREADS"):  # fmt: skip
+    os.environ.setdefault(variable, "1")
+
+MOST_WORKERS = 4
+
+
+def worker_count() -> int:
+    """Return the number of training processes: the cores this process may use, at most 4.
+
+    The environment variable `WORKERS` overrides it. Workers are forked, which only Linux does
+    safely beside a system BLAS; elsewhere one process trains.
+    """
+    chosen = os.environ.get("WORKERS", "")
+    if chosen.isdecimal() and int(chosen) > 0:
+        return int(chosen)
+    if sys.platform != "linux":
+        return 1
+    return min(len(os.sched_getaffinity(0)), MOST_WORKERS)

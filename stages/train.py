@@ -1,0 +1,67 @@
+"""Stage 3: train the network and keep its weights and learning curves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tqdm import tqdm
+
+from stages import runtime
+from stages.core.training import DivergedError, Epoch, Recipe, Training
+from stages.errors import InputError, run
+from stages.files import load_array, save_csv
+from stages.models import save_model
+from stages.params import load_params
+
+PROCESSED = Path("data/processed")
+
+
+def main() -> None:
+    """Write models/model.npz and reports/learning_curves.csv."""
+    params = load_params().train
+    train, validation = (
+        (load_array(PROCESSED / f"x_{name}.npy"), load_array(PROCESSED / f"y_{name}.npy"))
+        for name in ("train", "validation")
+    )
+    training = Training(
+        train, validation, Recipe(**params.model_dump()), workers=runtime.worker_count()
+    )
+    curves: list[Epoch] = []
+    with tqdm(total=params.epochs, unit="epoch", disable=None) as progress:
+
+        def on_epoch(epoch: Epoch) -> None:
+            curves.append(epoch)
+            summary = (
+                f"train loss {epoch.train_loss:.4f}  validation loss {epoch.validation_loss:.4f}  "
+                f"validation accuracy {epoch.validation_accuracy:.2%}"
+            )
+            progress.set_postfix_str(summary, refresh=False)
+            progress.update()
+            # Without a terminal there is no bar: about ten plain lines tell the story instead.
+            every = -(-params.epochs // 10)
+            if progress.disable and (epoch.epoch % every == 0 or epoch.epoch == params.epochs):
+                print(f"epoch {epoch.epoch:4d}/{params.epochs}  {summary}", flush=True)
+
+        try:
+            parameters = training.run(on_epoch)
+        except DivergedError as error:
+            raise InputError(str(error)) from None
+
+    save_csv(
+        Path("reports/learning_curves.csv"),
+        Epoch._fields,
+        [
+            (
+                epoch.epoch,
+                f"{epoch.train_loss:.6f}",
+                f"{epoch.validation_loss:.6f}",
+                f"{epoch.validation_accuracy:.6f}",
+            )
+            for epoch in curves
+        ],
+    )
+    save_model(Path("models/model.npz"), parameters)
+
+
+if __name__ == "__main__":
+    run(main)
