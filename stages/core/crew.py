@@ -75,10 +75,12 @@ class Crew:
         Raises:
             CrewError: another rank failed or is gone.
         """
-        others = [other for other in range(self.size) if other != rank]
-        for other in others:
-            self._gates[other][rank].release()
-        for other in others:
+        for other in range(self.size):
+            if other != rank:
+                self._gates[other][rank].release()
+        for other in range(self.size):
+            if other == rank:
+                continue
             gate = self._gates[rank][other]
             for _ in range(_SPINS):
                 if gate.acquire(False):

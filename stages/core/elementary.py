@@ -49,7 +49,7 @@ def exp(x: Float64) -> Float64:
     series += 1.0
     series *= r
     series += 1.0
-    series *= _EXP_TABLE.take(k.astype(np.intp))
+    series *= _EXP_TABLE[k.astype(np.intp)]
     return series
 
 

@@ -104,6 +104,13 @@ LOSS_SUM_BOUND = 2.0**33
 ERROR_SUM_BOUND = 2.0**17
 
 
+# 1.5 * 2**(p - 1), the middle of a binade, in the formats that are summed.
+_ANCHORS: dict[np.dtype[Any], Any] = {
+    np.dtype(np.float32): np.float32(1.5 * 2**23),
+    np.dtype(np.float64): 1.5 * 2**52,
+}
+
+
 def power_of_two_above(values: Array | float) -> Array:
     """Return, for each value >= 0, the smallest power of two greater than it (1 for 0)."""
     powers: Array = np.ldexp(1.0, np.frexp(values)[1])
@@ -117,9 +124,7 @@ def round_to_grid(values: Array, grid: float | Array, out: Array | None = None) 
     the addition itself rounds it; the subtraction is exact. Holds for abs(values) up to
     2**(p - 2) grids, p = 24 in float32 and 53 in float64.
     """
-    anchor = (1.5 * 2.0 ** np.finfo(values.dtype).nmant) * grid
-    if isinstance(anchor, np.ndarray):
-        anchor = anchor.astype(values.dtype)
+    anchor = _ANCHORS[values.dtype] * grid
     out = np.add(values, anchor, out=out)
     return np.subtract(out, anchor, out=out)
 
@@ -152,42 +157,48 @@ class Exact:
         hidden = len(weights) - 2
         self.signals = [PIXELS] + [HIDDEN] * hidden + [LAST_HIDDEN]
         self.grids = [FINEST_WEIGHT_GRID] * (hidden + 1) + [OUTPUT_WEIGHT_GRID]
-        self.row_sums = [0.0] * len(weights)
-        for layer, W in enumerate(weights):
-            while True:
-                rounded = np.abs(self.round_weights(layer, W)).astype(np.float64)
-                if self.weights_fit(layer, rounded.sum(axis=0), rounded.sum(axis=1).max()):
-                    break
+        bounds = [
+            *(signal.limit * FINEST_WEIGHT_GRID for signal in self.signals[:-1]),
+            OUTPUT_WEIGHT_BOUND,
+        ]
+        units = [W.shape[1] for W in weights]
+        self._layer_of_unit = np.repeat(np.arange(len(weights)), units)
+        self._weight_bounds = np.repeat(bounds, units)
+        while True:
+            rounded = [
+                np.abs(self.round_weights(layer, W)).astype(np.float64)
+                for layer, W in enumerate(weights)
+            ]
+            self.row_sums = [W.sum(axis=1).max() for W in rounded]
+            if self.weights_fit(np.concatenate([W.sum(axis=0) for W in rounded])):
+                break
 
     def round_weights(self, layer: int, W: Array, out: Array | None = None) -> Array:
         """Return the weights `W` of a layer, or any part of them, on the layer's grid."""
         return round_to_grid(W, self.grids[layer], out)
 
-    def weights_fit(self, layer: int, column_sums: Array, row_sum: float) -> bool:
-        """Say whether a layer's rounded weights keep the bound; if not, make its grid coarser.
+    def weights_fit(self, sums: Array) -> bool:
+        """Say whether the rounded weights keep their bounds; if not, make their grids coarser.
 
         Args:
-            layer: the layer's number.
-            column_sums: (outputs,) sums over the inputs of the absolute rounded weights.
-            row_sum: the largest sum over the outputs of the same.
+            sums: for each unit of the network, layer after layer, the sum over its inputs of the
+                absolute rounded weights.
 
         Raises:
             ExactnessError: the weights are not finite, or output weights are too large.
         """
-        self.row_sums[layer] = row_sum
-        largest = column_sums.max()
-        if not largest < np.inf:
-            raise ExactnessError(f"a weight of layer {layer + 1} is not finite")
-        if layer == len(self.grids) - 1:
-            if largest > OUTPUT_WEIGHT_BOUND:
+        fit = sums <= self._weight_bounds
+        if fit.all():
+            return True
+        for layer in np.unique(self._layer_of_unit[~fit]):
+            unit = self._layer_of_unit == layer
+            largest = sums[unit].max()
+            if layer == len(self.grids) - 1 or not largest < np.inf:
                 raise ExactnessError(
-                    f"the output weights of a class add up to {largest:g}, "
-                    f"above {OUTPUT_WEIGHT_BOUND:g}"
+                    f"the weights of a unit in layer {layer + 1} add up to {largest:g}"
                 )
-            return True
-        if largest <= self.signals[layer].limit * self.grids[layer]:
-            return True
-        self.grids[layer] *= 2.0
+            self.grids[layer] *= 2.0
+            self._weight_bounds[unit] *= 2.0
         return False
 
     def ceiling(self, layer: int) -> float:
@@ -234,7 +245,7 @@ class Exact:
         if not steps > 2.0:
             raise ExactnessError(f"the weights of layer {layer + 1} have grown too large")
         grid = power_of_two_above(np.abs(dz).max(axis=1, keepdims=True)) / steps
-        return round_to_grid(dz, np.maximum(grid, FINEST_ERROR_GRID))
+        return round_to_grid(dz, np.maximum(grid, FINEST_ERROR_GRID).astype(dz.dtype))
 
     def error_sums(self, dz: Array) -> Array:
         """Return (outputs,) exact float64 sums over the samples of a layer's absolute errors."""
@@ -261,7 +272,7 @@ class Exact:
             )
         # Rounding moves each of up to 512 errors by at most half a step.
         grid = power_of_two_above(error_sums / (self.signals[layer].limit - LARGEST_PART / 2))
-        return round_to_grid(dz, grid)
+        return round_to_grid(dz, grid.astype(dz.dtype))
 
 
 class Plain:

@@ -131,7 +131,8 @@ class Workspace:
 
     Attributes:
         activations: [x, a_1, ..., a_{L-1}], what enters each layer.
-        errors: [dz_1, ..., dz_L], the last in the output layer's wider type.
+        errors: [dz_1, ..., dz_L], the last in the output layer's wider type and class by class
+            in memory, since sums and maxima over few classes are fastest across rows.
     """
 
     activations: list[Array]
@@ -150,12 +151,14 @@ class Workspace:
         return cls(
             [empty((samples, size), dtype) for size in sizes[:-1]],
             [empty((samples, size), dtype) for size in sizes[1:-1]]
-            + [empty((samples, sizes[-1]), arithmetic.wide)],
+            + [empty((sizes[-1], samples), arithmetic.wide).T],
         )
 
-    def rows(self, rows: slice) -> Workspace:
-        """Return the same for some of the samples, as views."""
-        return Workspace([a[rows] for a in self.activations], [dz[rows] for dz in self.errors])
+    def rows(self, start: int, stop: int) -> Workspace:
+        """Return the same for the samples from `start` to before `stop`, as views."""
+        return Workspace(
+            [a[start:stop] for a in self.activations], [dz[start:stop] for dz in self.errors]
+        )
 
 
 def forward(parameters: Parameters, workspace: Workspace, arithmetic: Arithmetic) -> Array:
@@ -175,8 +178,9 @@ def forward(parameters: Parameters, workspace: Workspace, arithmetic: Arithmetic
         relu(a[layer + 1], arithmetic.ceiling(layer + 1), out=a[layer + 1])
         arithmetic.round_activations(layer + 1, a[layer + 1])
     W, b = parameters[-1]
+    logits: Array = np.empty((len(b), len(a[-1])), arithmetic.wide).T  # in memory as the errors
     return linear(
-        a[-1].astype(arithmetic.wide, copy=False), W.astype(arithmetic.wide, copy=False), b
+        a[-1].astype(arithmetic.wide, copy=False), W.astype(arithmetic.wide, copy=False), b, logits
     )
 
 
@@ -243,7 +247,7 @@ def logits_of(parameters: Parameters, x: Array, arithmetic: Arithmetic) -> Array
     logits = np.empty((len(x), sizes[-1]), arithmetic.wide)
     for start in range(0, len(x), LARGEST_PART):
         part = x[start : start + LARGEST_PART]
-        batch = workspace.rows(slice(len(part)))
+        batch = workspace.rows(0, len(part))
         np.multiply(part, PIXELS.grid, out=batch.activations[0], dtype=batch.activations[0].dtype)
         logits[start : start + len(part)] = forward(parameters, batch, arithmetic)
     return logits

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cache
+from itertools import accumulate, pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -145,8 +146,8 @@ class Training:
         part = min(LARGEST_PART, self.batch_size)
         self.workspace = Workspace.empty(sizes, part, self.arithmetic, shared_array)
         self.error_sums = [shared_array((workers, size), np.float64) for size in sizes[1:]]
-        self.column_sums = [shared_array((workers, size)) for size in sizes[1:]]
-        self.row_sums = shared_array((len(start), workers))
+        self.weight_sums = shared_array((workers, sum(sizes[1:])))
+        self.row_sums = shared_array((workers, len(start)))
         self.true_probabilities = shared_array(len(self.x), np.float64)
         self.scores = shared_array((workers, 2), np.float64)
         self.sizes = sizes
@@ -172,6 +173,13 @@ class Worker:
         self.pixels = np.empty((LARGEST_PART, training.x.shape[1]), np.uint8)
         self.blocks = list(self._blocks())
         self.gradients = _layers(training.flat_gradient, training.sizes)
+        ends = list(accumulate(training.sizes[1:]))
+        self.weight_sums = np.split(training.weight_sums[rank], ends[:-1])
+        self.views = cache(training.workspace.rows)
+        self.row_sums = training.row_sums[rank]
+        # Only hidden layers that carry errors back, in float32, need them.
+        layers = len(training.parameters)
+        self.needs_row_sums = [0 < layer < layers - 1 for layer in range(layers)]
         self.steps = 0
 
     def train(self, on_epoch: Callable[[Epoch], None]) -> Array:
@@ -214,10 +222,12 @@ class Worker:
     def _by_samples(self, samples: Array, rows: slice, position: int) -> None:
         """Take this process's rows of a part of the batch forwards and backwards."""
         run = self.training
-        workspace = run.workspace.rows(rows)
+        workspace = self.views(rows.start, rows.stop)
         pixels = self.pixels[: len(samples)]
         np.take(run.x, samples, axis=0, out=pixels, mode="clip")
-        np.multiply(pixels, np.float32(PIXELS.grid), out=workspace.activations[0])
+        x = workspace.activations[0]
+        x[...] = pixels
+        x *= PIXELS.grid
         labels = run.y[samples]
 
         probabilities = softmax(forward(run.rounded, workspace, self.arithmetic), self.arithmetic)
@@ -234,16 +244,16 @@ class Worker:
     def _gradients(self, samples: int, add: bool) -> None:
         """Compute the gradient of this process's parameters over a part of the batch."""
         run = self.training
-        workspace = run.workspace.rows(slice(samples))
+        workspace = self.views(0, samples)
         for number, (x, dz) in enumerate(zip(workspace.activations, workspace.errors, strict=True)):
             rows = self.crew.share(x.shape[1], self.rank)
-            dz = self.arithmetic.errors_by_unit(number, dz, run.error_sums[number].sum(axis=0))
+            dz = self.arithmetic.errors_by_unit(number, dz, column_sums(run.error_sums[number]))
             dW, db = self.gradients[number]
             if add:
                 dW[rows] += gradient(x[:, rows], dz)
             else:
                 gradient(x[:, rows], dz, out=dW[rows])
-            if self.rank == self.crew.size - 1:
+            if self.rank == number % self.crew.size:
                 db[...] = column_sums(dz) + (db if add else 0)
 
     def _update(self, samples: int) -> None:
@@ -268,18 +278,16 @@ class Worker:
         if block.is_bias:
             block.rounded[...] = block.parameters
             return
-        run, layer = self.training, block.layer
-        self.arithmetic.round_weights(layer, block.parameters, out=block.rounded)
+        self.arithmetic.round_weights(block.layer, block.parameters, out=block.rounded)
         magnitudes = np.abs(block.rounded, out=block.scratch)
-        run.column_sums[layer][self.rank] += column_sums(magnitudes)
-        if layer > 0:  # no error is carried back through the first layer
-            row_sums = run.row_sums[layer]
-            row_sums[self.rank] = max(row_sums[self.rank], column_sums(magnitudes.T).max())
+        self.weight_sums[block.layer] += column_sums(magnitudes)
+        if self.needs_row_sums[block.layer]:
+            largest = column_sums(magnitudes.T).max()
+            self.row_sums[block.layer] = max(self.row_sums[block.layer], largest)
 
     def _clear_sums(self) -> None:
-        for sums in self.training.column_sums:
-            sums[self.rank] = 0.0
-        self.training.row_sums[:, self.rank] = 0.0
+        self.training.weight_sums[self.rank] = 0.0
+        self.row_sums[...] = 0.0
 
     def _keep_bounds(self) -> None:
         """Check the bounds on the rounded weights; coarsen the grids of layers that outgrew them.
@@ -289,16 +297,14 @@ class Worker:
         if not isinstance(self.arithmetic, Exact):
             return
         run = self.training
-        weights_fit = self.arithmetic.weights_fit
-        while False in [
-            weights_fit(layer, sums.sum(axis=0), run.row_sums[layer].max())
-            for layer, sums in enumerate(run.column_sums)
-        ]:
+        while not self.arithmetic.weights_fit(column_sums(run.weight_sums)):
             self.crew.wait(self.rank)
             self._clear_sums()
             for block in self.blocks:
                 self._round(block)
             self.crew.wait(self.rank)
+        if any(self.needs_row_sums):
+            self.arithmetic.row_sums = run.row_sums.max(axis=0).tolist()
 
     def _report(self, number: int) -> Epoch:
         """Add up the epoch's losses and score the validation set, each process its share."""
@@ -330,7 +336,7 @@ class Worker:
             for top in range(rows.start, rows.stop, height):
                 block = slice(top, min(top + height, rows.stop))
                 yield _block(number, False, [layer.W[block] for layer in views], scratch)
-            if self.rank == self.crew.size - 1:
+            if self.rank == number % self.crew.size:
                 yield _block(number, True, [layer.b for layer in views], scratch)
 
 
