@@ -57,6 +57,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -126,7 +127,8 @@ def round_to_grid(values: Array, grid: float | Array, out: Array | None = None) 
     """
     anchor = _ANCHORS[values.dtype] * grid
     out = np.add(values, anchor, out=out)
-    return np.subtract(out, anchor, out=out)
+    rounded: Array = np.subtract(out, anchor, out=out)
+    return rounded
 
 
 def column_sums(values: Array) -> Array:
@@ -134,7 +136,13 @@ def column_sums(values: Array) -> Array:
 
     Exact, as any order is, when the values are on a grid and keep a bound.
     """
-    return np.ones(len(values), values.dtype) @ values
+    sums: Array = _ones(len(values), values.dtype) @ values
+    return sums
+
+
+@cache
+def _ones(count: int, dtype: np.dtype[Any]) -> Array:
+    return np.ones(count, dtype)
 
 
 class Exact:

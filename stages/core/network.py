@@ -193,7 +193,11 @@ def backward(parameters: Parameters, workspace: Workspace, arithmetic: Arithmeti
     dz = workspace.errors
     for layer in range(len(parameters) - 1, 0, -1):
         W = parameters[layer].W.astype(dz[layer].dtype, copy=False)
-        dz[layer - 1][...] = arithmetic.errors_by_sample(layer, dz[layer]) @ W.T
+        errors = arithmetic.errors_by_sample(layer, dz[layer])
+        if errors.dtype == dz[layer - 1].dtype:
+            np.matmul(errors, W.T, out=dz[layer - 1])
+        else:
+            dz[layer - 1][...] = errors @ W.T
         dz[layer - 1] *= relu_derivative(workspace.activations[layer])
 
 

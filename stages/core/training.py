@@ -175,6 +175,7 @@ class Worker:
         self.gradients = _layers(training.flat_gradient, training.sizes)
         ends = list(accumulate(training.sizes[1:]))
         self.weight_sums = np.split(training.weight_sums[rank], ends[:-1])
+        self.error_sums = [sums[rank] for sums in training.error_sums[:-1]]
         self.views = cache(training.workspace.rows)
         self.row_sums = training.row_sums[rank]
         # Only hidden layers that carry errors back, in float32, need them.
@@ -209,8 +210,7 @@ class Worker:
             batch = order[start : start + run.batch_size]
             for first in range(0, len(batch), LARGEST_PART):
                 part = batch[first : first + LARGEST_PART]
-                rows = self.crew.share(len(part), self.rank)
-                self._by_samples(part[rows], rows, start + first)
+                self._by_samples(part, start + first)
                 self.crew.wait(self.rank)
                 self._gradients(len(part), add=first > 0)
                 if first + LARGEST_PART < len(batch):
@@ -219,9 +219,11 @@ class Worker:
             self.crew.wait(self.rank)
             self._keep_bounds()
 
-    def _by_samples(self, samples: Array, rows: slice, position: int) -> None:
+    def _by_samples(self, part: Array, position: int) -> None:
         """Take this process's rows of a part of the batch forwards and backwards."""
         run = self.training
+        rows = self.crew.share(len(part), self.rank)
+        samples = part[rows]
         workspace = self.views(rows.start, rows.stop)
         pixels = self.pixels[: len(samples)]
         np.take(run.x, samples, axis=0, out=pixels, mode="clip")
@@ -238,8 +240,8 @@ class Worker:
         cross_entropy_derivative(probabilities, targets, out=workspace.errors[-1])
         self.arithmetic.round_output_errors(workspace.errors[-1])
         backward(run.rounded, workspace, self.arithmetic)
-        for sums, dz in zip(run.error_sums[:-1], workspace.errors, strict=False):
-            sums[self.rank] = self.arithmetic.error_sums(dz)
+        for sums, dz in zip(self.error_sums, workspace.errors, strict=False):
+            sums[...] = self.arithmetic.error_sums(dz)
 
     def _gradients(self, samples: int, add: bool) -> None:
         """Compute the gradient of this process's parameters over a part of the batch."""
