@@ -27,17 +27,25 @@ REPORTS = Path("reports")
 def main() -> None:
     """Write the metrics, the per-class figures, the confusion table and the scored test set."""
     load_params()
+    try:
+        evaluate()
+    except ExactnessError as error:
+        raise InputError(f"{MODEL}: {error}") from None
+
+
+def evaluate() -> None:
+    """Score the model on the three sets.
+
+    Raises:
+        ExactnessError: the model's numbers are too large.
+    """
     x_test, y_test = load_array(RAW / "x_test.npy"), load_array(RAW / "y_test.npy")
     try:
         check(x_test, y_test)
     except DataError as error:
         raise InputError(f"{RAW}/x_test.npy, y_test.npy: {error}") from None
     x_test = flatten(x_test)
-    parameters = load_model(MODEL, inputs=x_test.shape[1], classes=CLASSES)
-    try:
-        parameters, arithmetic = on_grids(parameters)
-    except ExactnessError as error:
-        raise InputError(f"{MODEL}: {error}") from None
+    parameters, arithmetic = on_grids(load_model(MODEL, inputs=x_test.shape[1], classes=CLASSES))
 
     metrics = {}
     for name, x, y in (

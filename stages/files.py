@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import tempfile
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,23 +22,26 @@ Array = NDArray[Any]
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file beside `path`; move it over `path` only when all went well.
 
-    A reader sees the old file or the whole new one, whatever interrupts the write.
+    A reader sees the old file or the whole new one, whatever interrupts the write. What a killed
+    process left of the temporary file, the next write replaces.
+
+    Raises:
+        InputError: the disk is full, or the folder cannot be written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.part")
     try:
-        # mkstemp makes private files; outputs get the mode that `open` would give.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 def save_array(path: Path, array: Array) -> None:
@@ -55,13 +56,26 @@ def load_array(path: Path, *, memory_map: bool = False) -> Array:
     Raises:
         InputError: the file is missing, cut short or not an array.
     """
+    with _reading(path, "a readable .npy array"):
+        if memory_map:
+            return np.lib.format.open_memmap(path, mode="r")
+        with path.open("rb") as file:
+            array: Array = np.lib.format.read_array(file, allow_pickle=False)
+            return array
+
+
+@contextmanager
+def _reading(path: Path, kind: str) -> Iterator[None]:
+    """Turn whatever a damaged file makes a reader raise into one line that names the file."""
     try:
-        array: Array = np.load(path, allow_pickle=False, mmap_mode="r" if memory_map else None)
+        yield
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; 'dvc repro' makes it") from None
-    except (ValueError, EOFError) as error:
-        raise InputError(f"{path}: not a readable .npy array ({_first_line(error)})") from None
-    return array
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+        reason = str(error).split("\n", 1)[0] or type(error).__name__
+        raise InputError(f"{path}: not {kind} ({reason})") from None
 
 
 def save_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
@@ -76,13 +90,8 @@ def load_arrays(path: Path) -> dict[str, Array]:
     Raises:
         InputError: the file is missing, cut short or not such an archive.
     """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; 'dvc repro' makes it") from None
-    except (ValueError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: not a readable .npz archive ({_first_line(error)})") from None
+    with _reading(path, "a readable .npz archive"), np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
 
 
 def save_json(path: Path, document: Mapping[str, Any]) -> None:
@@ -115,14 +124,5 @@ def load_csv(path: Path) -> list[dict[str, str]]:
     Raises:
         InputError: the file is missing or not UTF-8 text.
     """
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; 'dvc repro' makes it") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: not a readable CSV table ({_first_line(error)})") from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n", 1)[0] or type(error).__name__
+    with _reading(path, "a readable CSV table"), path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))

@@ -1,9 +1,10 @@
 """The numeric runtime: how many cores compute. Imported before NumPy, and nothing depends on it.
 
-The training engine runs one process a core, so each process's BLAS keeps to one thread. BLAS
-libraries read these variables once, when NumPy is first imported; a value that the user has
-set stands. Because the arithmetic is exact (see `stages.core.exact`), neither the threads nor
-the workers change a single bit of any output: they are a matter of speed alone.
+The training engine runs one process a core, so each process's BLAS keeps to one thread, whatever
+the shell says: more of them would fight over the cores. BLAS libraries read these variables once,
+when NumPy is first imported. Because the arithmetic is exact (see `stages.core.exact`), neither
+the threads nor the workers change a single bit of any output: they are a matter of speed alone,
+and the variables `BLAS_THREADS` and `WORKERS` are there to show it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 
 for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS",
                  "VECLIB_MAXIMUM_THREADS"):  # fmt: skip
-    os.environ.setdefault(variable, "1")
+    os.environ[variable] = os.environ.get("BLAS_THREADS", "1")
 
 MOST_WORKERS = 4
 

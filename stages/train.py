@@ -7,6 +7,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from stages import runtime
+from stages.core.crew import CrewError
 from stages.core.training import DivergedError, Epoch, Recipe, Training
 from stages.errors import InputError, run
 from stages.files import load_array, save_csv
@@ -44,7 +45,7 @@ def main() -> None:
 
         try:
             parameters = training.run(on_epoch)
-        except DivergedError as error:
+        except (DivergedError, CrewError) as error:
             raise InputError(str(error)) from None
 
     save_csv(

@@ -43,7 +43,7 @@ class Crew:
         self.size = size
         self._parent = os.getpid()
         self._children: list[int] = []
-        self._failed = shared_array(1, np.int64)
+        self._failure = shared_array(1024, np.uint8)
         if size > 1:
             fork = multiprocessing.get_context("fork")
             self._gates = [[fork.Semaphore(0) for _ in range(size)] for _ in range(size)]
@@ -56,7 +56,7 @@ class Crew:
         """Call `task(rank)` in every process at once; return what rank 0's call returned.
 
         Raises:
-            CrewError: another rank failed; its traceback is on stderr.
+            CrewError: another rank failed; says what it said.
             Exception: whatever rank 0's call raised.
         """
         for rank in range(1, self.size):
@@ -65,9 +65,17 @@ class Crew:
                 self._work(task, rank)
             self._children.append(child)
         try:
-            return task(0)
+            result = task(0)
+        except BaseException:
+            self._fail("rank 0 failed")
+            for child in self._children:
+                os.kill(child, signal.SIGTERM)
+            raise
         finally:
-            self._dismiss()
+            for child in self._children:
+                os.waitpid(child, 0)
+            self._children.clear()
+        return result
 
     def wait(self, rank: int) -> None:
         """Wait until every rank has come here; what each wrote before, all can read after.
@@ -97,16 +105,21 @@ class Crew:
             task(rank)
         except CrewError:
             status = 1
-        except BaseException:
-            self._failed[0] = rank
+        except BaseException as error:
             status = 1
-            traceback.print_exc()
+            self._fail(str(error) or type(error).__name__)
+            if not isinstance(error, ArithmeticError):
+                traceback.print_exc()
         finally:
             os._exit(status)
 
+    def _fail(self, message: str) -> None:
+        text = message.encode()[: len(self._failure)]
+        self._failure[: len(text)] = np.frombuffer(text, np.uint8)
+
     def _check_alive(self, rank: int) -> None:
-        if self._failed[0]:
-            raise CrewError(f"worker {self._failed[0]} failed")
+        if self._failure[0]:
+            raise CrewError(self._failure.tobytes().rstrip(b"\0").decode(errors="replace"))
         if rank > 0 and os.getppid() != self._parent:
             raise CrewError("the training process is gone")
         if rank == 0:
@@ -114,11 +127,3 @@ class Crew:
                 if os.waitpid(child, os.WNOHANG) != (0, 0):
                     self._children.remove(child)
                     raise CrewError(f"worker process {child} is gone")
-
-    def _dismiss(self) -> None:
-        """End the forked ranks; they have finished, or the training has failed."""
-        self._failed[0] = self._failed[0] or -1
-        for child in self._children:
-            os.kill(child, signal.SIGTERM) if self._failed[0] > 0 else None
-            os.waitpid(child, 0)
-        self._children.clear()

@@ -87,23 +87,37 @@ def one_hot(labels: Array, classes: int) -> Array:
     return np.eye(classes)[labels]
 
 
-def softmax(logits: Array, arithmetic: Arithmetic) -> Array:
-    """Return e**z / (sum of e**z), a row a sample.
+class Exponentials(NamedTuple):
+    """The pieces of softmax and log-softmax, a row a sample.
 
-    Subtracting the row's own maximum keeps every e**z between 0 and 1, with at least one 1, so
-    that nothing overflows and no sum is 0.
+    `shifted` is z - max z, `e` is e**shifted, both (samples, classes); `total` is the row sum of
+    `e`, (samples, 1). Subtracting the row's own maximum keeps every `e` between 0 and 1, with at
+    least one 1, so that nothing overflows and no total is 0.
     """
+
+    shifted: Array
+    e: Array
+    total: Array
+
+
+def exponentials(logits: Array, arithmetic: Arithmetic) -> Exponentials:
+    """Return the pieces of softmax(logits)."""
     shifted = logits - logits.max(axis=1, keepdims=True)
     e = arithmetic.round_exponentials(arithmetic.exp(shifted))
-    e /= e.sum(axis=1, keepdims=True)
-    return e
+    return Exponentials(shifted, e, e.sum(axis=1, keepdims=True))
+
+
+def softmax(logits: Array, arithmetic: Arithmetic) -> Array:
+    """Return e**z / (sum of e**z), a row a sample."""
+    pieces = exponentials(logits, arithmetic)
+    probabilities: Array = pieces.e / pieces.total
+    return probabilities
 
 
 def log_softmax(logits: Array, arithmetic: Arithmetic) -> Array:
     """Return log(softmax(z)) = z - max z - log(sum of e**(z - max z)), a row a sample."""
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    e = arithmetic.round_exponentials(arithmetic.exp(shifted))
-    logarithms: Array = shifted - log(e.sum(axis=1, keepdims=True))
+    pieces = exponentials(logits, arithmetic)
+    logarithms: Array = pieces.shifted - log(pieces.total)
     return logarithms
 
 

@@ -39,12 +39,12 @@ from stages.core.network import (
     Workspace,
     backward,
     cross_entropy_derivative,
+    exponentials,
     forward,
     gradient,
     initialise,
     one_hot,
     score,
-    softmax,
 )
 from stages.core.optimizers import Adam, Momentum, Optimizer, scheduled
 
@@ -148,7 +148,8 @@ class Training:
         self.error_sums = [shared_array((workers, size), np.float64) for size in sizes[1:]]
         self.weight_sums = shared_array((workers, sum(sizes[1:])))
         self.row_sums = shared_array((workers, len(start)))
-        self.true_probabilities = shared_array(len(self.x), np.float64)
+        # Of each image in an epoch's order, what its loss is made of: log(total) - shifted.
+        self.shifted, self.totals = (shared_array(len(self.x), np.float64) for _ in range(2))
         self.scores = shared_array((workers, 2), np.float64)
         self.sizes = sizes
 
@@ -158,7 +159,10 @@ class Training:
         Raises:
             DivergedError: the loss or the weights outgrew what arithmetic can hold.
         """
-        flat: Array = self.crew.run(lambda rank: Worker(self, rank).train(on_epoch))
+        # A kernel may compute beyond the edge of a matrix and raise the flag for what it finds
+        # there; real infinities and NaN are caught by the arithmetic's bounds.
+        with np.errstate(invalid="ignore"):
+            flat: Array = self.crew.run(lambda rank: Worker(self, rank).train(on_epoch))
         return _layers(flat, self.sizes)
 
 
@@ -232,12 +236,13 @@ class Worker:
         x *= PIXELS.grid
         labels = run.y[samples]
 
-        probabilities = softmax(forward(run.rounded, workspace, self.arithmetic), self.arithmetic)
-        run.true_probabilities[position + rows.start : position + rows.stop] = probabilities[
-            np.arange(len(labels)), labels
-        ]
+        logits = forward(run.rounded, workspace, self.arithmetic)
+        shifted, e, total = exponentials(logits, self.arithmetic)
+        here = slice(position + rows.start, position + rows.stop)
+        run.shifted[here] = shifted[np.arange(len(labels)), labels]
+        run.totals[here] = total[:, 0]
         targets = run.targets.take(labels, axis=0)
-        cross_entropy_derivative(probabilities, targets, out=workspace.errors[-1])
+        cross_entropy_derivative(e / total, targets, out=workspace.errors[-1])
         self.arithmetic.round_output_errors(workspace.errors[-1])
         backward(run.rounded, workspace, self.arithmetic)
         for sums, dz in zip(self.error_sums, workspace.errors, strict=False):
@@ -316,13 +321,14 @@ class Worker:
         share = score(run.rounded, x[mine], y[mine], self.arithmetic)
         run.scores[self.rank] = share.correct, share.loss_sum
         self.crew.wait(self.rank)
-        correct, loss_sum = run.scores.sum(axis=0)
-        train_loss_sum = self.arithmetic.loss_sum(-log(run.true_probabilities))
+        correct = run.scores[:, 0].sum()
+        loss_sum = self.arithmetic.loss_sum(run.scores[:, 1])
+        train_loss_sum = self.arithmetic.loss_sum(log(run.totals) - run.shifted)
         self.crew.wait(self.rank)
         return Epoch(
             number,
             train_loss_sum / len(run.x),
-            float(loss_sum / len(x)),
+            loss_sum / len(x),
             float(correct / len(x)),
         )
 

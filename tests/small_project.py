@@ -1,0 +1,89 @@
+"""A copy of the project with a small data set in it, for the tests that run whole stages."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAINING_IMAGES = 1500
+TEST_IMAGES = 300
+
+SMALL = {
+    "preprocess": {"validation_size": 1000},
+    "train": {"epochs": 2, "batch_size": 50, "learning_rate": 0.01},
+    "visualize": {"rows": 2, "columns": 3, "mistakes": 4},
+}
+
+
+def repository_files() -> list[str]:
+    """Return the paths of the files that are in Git or would be added to it."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    paths = sorted(set(listed.stdout.rstrip("\0").split("\0")))
+    return [path for path in paths if (ROOT / path).is_file()]
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """Return the environment for a stage or DVC: this Python first, the user's settings out."""
+    inherited = {name: value for name, value in os.environ.items() if name[:4] != "GIT_"}
+    return inherited | {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        **variables,
+    }
+
+
+def copy_project(target: Path) -> None:
+    """Copy the repository's files, without the results, and put the small data set in."""
+    for path in repository_files():
+        if path != "dvc.lock" and not path.startswith("reports/"):
+            (target / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / path, target / path)
+    set_parameters(target, SMALL)
+    write_raw_data(target)
+
+
+def set_parameters(project: Path, changes: Mapping[str, Mapping[str, object]]) -> None:
+    """Change values in params.yaml as a user does in an editor: the rest of the file stays."""
+    path = project / "params.yaml"
+    section, lines = "", []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        key = line.split(":")[0]
+        if key == key.strip():
+            section = key
+        new = changes.get(section, {}).get(key.strip())
+        lines.append(line if new is None else f"{key}: {new}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+
+
+def write_raw_data(project: Path) -> None:
+    """Write what the fetch stage would, but small."""
+    raw = project / "data" / "raw"
+    raw.mkdir(parents=True, exist_ok=True)
+    for name, count, seed in (("train", TRAINING_IMAGES, 1), ("test", TEST_IMAGES, 2)):
+        images, labels = images_and_labels(count, seed)
+        np.save(raw / f"x_{name}.npy", images)
+        np.save(raw / f"y_{name}.npy", labels)
+
+
+def images_and_labels(count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return images (count, 28, 28) of ten blurred patterns under noise, and which each one is."""
+    patterns = np.random.default_rng(0).integers(0, 256, (10, 7, 7)).repeat(4, 1).repeat(4, 2)
+    generator = np.random.default_rng(seed)
+    labels = generator.permutation(np.arange(count) % 10)
+    images = patterns[labels] + generator.normal(0, 100, (count, 28, 28))
+    return images.clip(0, 255).astype(np.uint8), labels.astype(np.uint8)

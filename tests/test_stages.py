@@ -1,0 +1,319 @@
+"""The stages as processes: what they say and leave behind when something is wrong."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from numpy.typing import NDArray
+from small_project import ROOT, copy_project, environment, set_parameters
+
+from stages.core.network import Layer
+from stages.errors import InputError
+from stages.models import load_model, save_model
+
+STAGES = ["fetch", "preprocess", "train", "evaluate", "visualize"]
+Arrays = dict[str, NDArray[np.float32]]
+
+
+def stage(
+    name: str, folder: Path, *limits: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a stage in `folder`, under the shell's limits if any are given."""
+    command = [sys.executable, "-m", f"stages.{name}"]
+    if limits:
+        command = ["bash", "-c", f'ulimit {" ".join(limits)}; exec "$@"', "bash", *command]
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=environment(PYTHONPATH=str(ROOT), **variables),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def complaint(done: subprocess.CompletedProcess[str]) -> str:
+    """Return the one line with which a stage must have failed."""
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line.removeprefix("error: ")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Return the contents of all files under a folder, Python's caches left out."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Return the files of a small project in which all stages after fetch have run."""
+    folder = tmp_path_factory.mktemp("finished")
+    copy_project(folder)
+    for name in STAGES[1:]:
+        done = stage(name, folder)
+        assert done.returncode == 0, done.stderr
+    return files(folder)
+
+
+@pytest.fixture
+def project(finished: dict[str, bytes], tmp_path: Path) -> Path:
+    """Return a copy of that project to play with."""
+    for path, content in finished.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(content)
+    return tmp_path
+
+
+def network(*sizes: int) -> Arrays:
+    generator = np.random.default_rng(1)
+    arrays: Arrays = {}
+    for number, (inputs, outputs) in enumerate(pairwise(sizes), start=1):
+        arrays[f"W{number}"] = generator.normal(size=(inputs, outputs)).astype(np.float32)
+        arrays[f"b{number}"] = generator.normal(size=outputs).astype(np.float32)
+    return arrays
+
+
+def test_a_model_comes_back_as_it_was(tmp_path: Path) -> None:
+    arrays = network(784, 5, 4, 10)
+    layers = [Layer(arrays[f"W{number}"], arrays[f"b{number}"]) for number in (1, 2, 3)]
+    save_model(tmp_path / "model.npz", layers)
+    with np.load(tmp_path / "model.npz", allow_pickle=False) as archive:
+        assert archive.files == ["W1", "b1", "W2", "b2", "W3", "b3"]
+    for old, new in zip(layers, load_model(tmp_path / "model.npz", 784, 10), strict=True):
+        np.testing.assert_array_equal(new.W, old.W)
+        np.testing.assert_array_equal(new.b, old.b)
+
+
+def with_nan(array: NDArray[np.float32]) -> NDArray[np.float32]:
+    damaged = array.copy()
+    damaged.flat[0] = np.nan
+    return damaged
+
+
+GOOD = network(784, 5, 10)
+BAD_MODELS = {
+    "nothing": ({}, "nothing"),
+    "b2 missing": ({n: a for n, a in GOOD.items() if n != "b2"}, "W1, W2, b1"),
+    "W1 missing": ({n: a for n, a in GOOD.items() if n != "W1"}, "W2, b1, b2"),
+    "one too many": (GOOD | {"W9": GOOD["W2"]}, "W9"),
+    "a pair too many": (GOOD | {"scale": GOOD["W2"], "shift": GOOD["b2"]}, "scale"),
+    "a layer skipped": (
+        {n.replace("2", "3"): a for n, a in GOOD.items()},
+        "W1, W3, b1, b3",
+    ),
+    "float64": (GOOD | {"W1": GOOD["W1"].astype(np.float64)}, "W1 is float64"),
+    "integers": (GOOD | {"b2": np.zeros(10, np.int32)}, "b2 is int32"),
+    "not a number": (GOOD | {"W2": with_nan(GOOD["W2"])}, "W2"),
+    "infinite": (GOOD | {"b1": np.full(5, np.inf, np.float32)}, "b1"),
+    "transposed": (GOOD | {"W1": GOOD["W1"].T}, "(5, 784)"),
+    "other inputs": (network(783, 5, 10), "(783, 5)"),
+    "other classes": (network(784, 5, 9), "(5, 9)"),
+    "layers that do not meet": (GOOD | {"W2": GOOD["W2"][:4]}, "(4, 10)"),
+    "a bias too short": (GOOD | {"b2": GOOD["b2"][:1]}, "(1,)"),
+    "a bias of two dimensions": (GOOD | {"b1": GOOD["b1"][None]}, "(1, 5)"),
+    "no dimensions": (dict.fromkeys(GOOD, np.float32(1)), "()"),
+}
+
+
+@pytest.mark.parametrize(("arrays", "named"), BAD_MODELS.values(), ids=BAD_MODELS)
+def test_a_model_that_is_no_network_is_one_clear_line(
+    tmp_path: Path, arrays: Arrays, named: str
+) -> None:
+    path = tmp_path / "model.npz"
+    np.savez(path, **arrays)
+    with pytest.raises(InputError) as caught:
+        load_model(path, inputs=784, classes=10)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert named in message
+    assert "must" in message or "not finite" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_without_parameters_says_so(tmp_path: Path, name: str) -> None:
+    line = complaint(stage(name, tmp_path))
+    assert line.startswith("params.yaml: no such file")
+    assert files(tmp_path) == {}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_stage_checks_all_parameters(tmp_path: Path, name: str) -> None:
+    parameters = (ROOT / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(parameters + "  marks: 3\n")
+    line = complaint(stage(name, tmp_path))
+    assert line.startswith("params.yaml: visualize.marks: unknown key")
+
+
+@pytest.mark.parametrize("name", STAGES[1:])
+def test_a_stage_without_its_input_names_it(tmp_path: Path, name: str) -> None:
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    line = complaint(stage(name, tmp_path))
+    named = Path(line.split(": ")[0])
+    assert not (tmp_path / named).exists()
+    assert "no such file" in line
+    assert "dvc repro" in line
+    assert list(files(tmp_path)) == ["params.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("preprocess", "data/raw/y_train.npy"),
+        ("train", "data/processed/x_validation.npy"),
+        ("evaluate", "data/raw/x_test.npy"),
+        ("evaluate", "data/processed/x_train.npy"),
+        ("evaluate", "models/model.npz"),
+        ("visualize", "data/scored.npz"),
+        ("visualize", "reports/learning_curves.csv"),
+        ("visualize", "models/model.npz"),
+        ("visualize", "data/raw/x_train.npy"),
+    ],
+)
+def test_a_stage_whose_input_is_damaged_names_it(project: Path, name: str, path: str) -> None:
+    content = (project / path).read_bytes()
+    # Half a table is still a table: a byte that is no text damages that one.
+    damaged = b"\xff" if path.endswith(".csv") else content[: len(content) // 2]
+    (project / path).write_bytes(damaged)
+    before = files(project)
+    assert path in complaint(stage(name, project))
+    assert files(project) == before
+
+
+def test_a_class_without_an_image_is_named(project: Path) -> None:
+    labels = np.load(project / "data/raw/y_train.npy")
+    labels[labels == 7] = 1
+    np.save(project / "data/raw/y_train.npy", labels)
+    before = files(project)
+    line = complaint(stage("preprocess", project))
+    assert "y_train.npy" in line
+    assert "no image of class 7" in line
+    assert files(project) == before
+
+
+def test_diverged_training_says_what_to_change(project: Path) -> None:
+    set_parameters(project, {"train": {"learning_rate": 100, "momentum": 0.99, "epochs": 30}})
+    before = files(project)
+    # With several workers every one of them notices, and still one alone may speak.
+    line = complaint(stage("train", project, WORKERS="4"))
+    assert "diverged in epoch" in line
+    assert "learning rate" in line
+    assert files(project) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("preprocess", "data/processed/x_train.npy"),
+        ("train", "models/model.npz"),
+        ("evaluate", "data/scored.npz"),
+        ("visualize", "reports/prediction_grid.png"),
+    ],
+)
+def test_a_full_disk_leaves_the_old_outputs(project: Path, name: str, path: str) -> None:
+    # No file can grow beyond 4 kB here, which ends a write in its midst as a full disk does.
+    before = files(project)
+    line = complaint(stage(name, project, "-f 4"))
+    assert path in line
+    assert files(project) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [("preprocess", "data/processed"), ("train", "models"), ("visualize", "reports")],
+)
+def test_a_file_in_a_folders_place_is_named(project: Path, name: str, folder: str) -> None:
+    shutil.rmtree(project / folder)
+    (project / folder).write_text("in the way")
+    assert folder in complaint(stage(name, project))
+    assert (project / folder).read_text() == "in the way"
+
+
+@contextmanager
+def long_training(
+    project: Path, workers: int
+) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
+    """Start a training that takes a while; yield it and its children when it is under way."""
+    set_parameters(project, {"train": {"epochs": 200, "batch_size": 2, "learning_rate": 0.001}})
+    with subprocess.Popen(
+        [sys.executable, "-m", "stages.train"],
+        cwd=project,
+        env=environment(WORKERS=str(workers)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as training:
+        try:
+            assert training.stdout is not None
+            assert training.stdout.readline().split()[:2] == ["epoch", "20/200"]
+            yield training, psutil.Process(training.pid).children()
+        finally:
+            training.kill()
+
+
+def all_gone(processes: list[psutil.Process]) -> bool:
+    """Wait for processes to end. One that nobody has waited for yet has ended as well."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        left = []
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                    left.append(process)
+        if not left:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_ends_training_with_one_line(project: Path, workers: int) -> None:
+    with long_training(project, workers) as (training, children):
+        before = files(project)
+        # A terminal sends the signal to every process of the group.
+        os.killpg(training.pid, signal.SIGINT)
+        _, said = training.communicate(timeout=60)
+    assert training.returncode == 130
+    assert said == "interrupted: outputs already on disk are unchanged\n"
+    assert files(project) == before
+    assert len(children) == workers - 1 or sys.platform != "linux"
+    assert all_gone(children)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="one process trains elsewhere")
+def test_a_worker_that_is_killed_ends_training_with_one_line(project: Path) -> None:
+    with long_training(project, workers=2) as (training, children):
+        before = files(project)
+        children[0].kill()
+        _, said = training.communicate(timeout=60)
+    assert training.returncode == 1
+    assert said.startswith("error: ")
+    assert len(said.splitlines()) == 1
+    assert files(project) == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="one process trains elsewhere")
+def test_workers_do_not_outlive_a_training_that_is_killed(project: Path) -> None:
+    with long_training(project, workers=2) as (training, children):
+        training.kill()
+        training.communicate(timeout=60)
+        assert children
+        assert all_gone(children)
