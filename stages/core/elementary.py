@@ -23,8 +23,12 @@ LOWEST = -32.0
 
 
 def _exp_table() -> Float64:
-    """Return e**(-k / 256) for k = 0, 1, ...: Taylor's series at a 32nd of it, squared 5 times."""
-    reduced = np.arange(int(-LOWEST) * _STEPS_PER_UNIT + 1) / -(_STEPS_PER_UNIT * 32.0)
+    """Return e**(k / 256), k from 0 down, as indices count from the end of an array: at 0, -1, ...
+
+    Each is Taylor's series at a 32nd of the exponent, squared 5 times.
+    """
+    steps = int(LOWEST) * _STEPS_PER_UNIT
+    reduced = np.concatenate([[0.0], np.arange(steps, 0.0)]) / (_STEPS_PER_UNIT * 32.0)
     series = np.ones_like(reduced)
     for n in range(24, 0, -1):
         series = 1.0 + series * reduced / n
@@ -39,14 +43,15 @@ _EXP_TABLE = _exp_table()
 def exp(x: Float64) -> Float64:
     """Return e**x for x <= 0, to a relative error of 2e-9; below -32 it stays at e**-32.
 
-    With k = -x * 256 rounded to an integer and the rest r = x + k / 256, |r| <= 1/512:
-    e**x = e**(-k / 256) * e**r, the first from a table, the second as 1 + r + r**2 / 2.
+    With x = (k + r) / 256, k a whole number and |r| <= 1/2: e**x = e**(k / 256) * e**(r / 256),
+    the first from a table, the second as 1 + r / 256 + (r / 256)**2 / 2.
     """
-    x = np.maximum(x, LOWEST)
-    k = np.rint(x * -_STEPS_PER_UNIT)
-    r = x + k * (1.0 / _STEPS_PER_UNIT)
-    series = r * 0.5
-    series += 1.0
+    r = np.maximum(x, LOWEST)
+    r *= _STEPS_PER_UNIT
+    k = np.rint(r)
+    r -= k
+    series = r * (0.5 / _STEPS_PER_UNIT**2)
+    series += 1.0 / _STEPS_PER_UNIT
     series *= r
     series += 1.0
     series *= _EXP_TABLE[k.astype(np.intp)]
