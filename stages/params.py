@@ -49,6 +49,17 @@ class PreprocessParams(_Section):
     seed: Seed
 
 
+class AugmentationParams(_Section):
+    """How strongly the training images are deformed."""
+
+    rotation: Annotated[float, Field(ge=0, le=180), FromText]
+    scale: Annotated[float, Field(ge=0, lt=1), FromText]
+    shear: Annotated[float, Field(ge=0, le=1), FromText]
+    shift: Annotated[float, Field(ge=0, le=14), FromText]
+    elastic: Annotated[float, Field(ge=0, le=100), FromText]
+    smoothness: Annotated[float, Field(ge=1, le=14), FromText]
+
+
 class TrainParams(_Section):
     """The network and how it is trained."""
 
@@ -63,6 +74,8 @@ class TrainParams(_Section):
     batch_size: Annotated[int, Field(ge=1, le=60000), FromText] | Literal["all"]
     epochs: Annotated[int, Field(ge=1, le=10000), FromText]
     l2: Annotated[float, Field(ge=0, le=1), FromText]
+    average: Annotated[float, Field(ge=0, lt=1), FromText]
+    augmentation: AugmentationParams
     seed: Seed
     keep: Literal["best", "last"]
 

@@ -246,6 +246,27 @@ def first_layer_weights(W: Floats) -> Figure:
 
 
 @_default_settings
+def augmented_samples(images: Pixels, deformed: Pixels) -> Figure:
+    """Draw training images, and below each what augmentation makes of it.
+
+    Args:
+        images: (n, 784) brightness from 0 to 255.
+        deformed: (times, n, 784) the same images, deformed so many times.
+    """
+    scale, pitch, top, gap = 5, 173, 110, 40
+    figure = _page((len(images) - 1) * pitch + SIDE * scale + 2 * MARGIN, top + pitch
+                   + gap + len(deformed) * pitch)  # fmt: skip
+    _heading(figure, "Training images, deformed in another way in each row below")
+    for column, image in enumerate(images):
+        x = MARGIN + column * pitch
+        _place(figure, _enlarge(_grey(image), scale), x, top)
+        for row, version in enumerate(deformed[:, column]):
+            y = top + pitch + gap + row * pitch
+            _place(figure, _enlarge(_grey(version), scale), x, y)
+    return figure
+
+
+@_default_settings
 def sample_image(image: Pixels, label: int) -> Figure:
     """Draw one training image, large, with its label and its pixels counted.
 

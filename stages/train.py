@@ -7,6 +7,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from stages import runtime
+from stages.core.augmentation import Augmentation
 from stages.core.crew import CrewError
 from stages.core.training import DivergedError, Epoch, Recipe, Training
 from stages.errors import InputError, run
@@ -24,9 +25,10 @@ def main() -> None:
         (load_array(PROCESSED / f"x_{name}.npy"), load_array(PROCESSED / f"y_{name}.npy"))
         for name in ("train", "validation")
     )
-    training = Training(
-        train, validation, Recipe(**params.model_dump()), workers=runtime.worker_count()
-    )
+    settings = params.model_dump()
+    augmentation = Augmentation(**settings.pop("augmentation"))
+    recipe = Recipe(**settings, augmentation=augmentation)
+    training = Training(train, validation, recipe, workers=runtime.worker_count())
     curves: list[Epoch] = []
     with tqdm(total=params.epochs, unit="epoch", disable=None) as progress:
 

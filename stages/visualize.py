@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from stages import pictures, png
+from stages.core.augmentation import Augmentation, augmented
 from stages.errors import InputError, run
 from stages.files import Array, load_array, load_arrays, load_csv, replacing
 from stages.params import load_params
@@ -15,29 +16,36 @@ RAW = Path("data/raw")
 SCORED = Path("data/scored.npz")
 MODEL = Path("models/model.npz")
 REPORTS = Path("reports")
+COLUMNS, ROWS = 10, 4  # of the augmented samples
 CURVES = REPORTS / "learning_curves.csv"
 
 
 def main() -> None:
     """Write one PNG for each picture to reports/."""
-    params = load_params().visualize
+    params = load_params()
     images, labels, probabilities = _arrays(SCORED, "images", "labels", "probabilities")
     predictions = probabilities.argmax(axis=1)
     (W1,) = _arrays(MODEL, "W1")
     train_loss, validation_loss, validation_accuracy = _columns(
         CURVES, "train_loss", "validation_loss", "validation_accuracy"
     )
-    sample = load_array(RAW / "x_train.npy", memory_map=True)[0]
+    training_images = load_array(RAW / "x_train.npy", memory_map=True)
+    originals = training_images[:COLUMNS].reshape(COLUMNS, -1)
+    augmentation = Augmentation(**params.train.augmentation.model_dump())
+    generator = np.random.default_rng(params.train.seed)
+    deformed = np.stack([augmented(originals, augmentation, generator) for _ in range(ROWS)])
     sample_label = load_array(RAW / "y_train.npy", memory_map=True)[0]
 
     for name, figure in (
         (
             "prediction_grid",
-            pictures.prediction_grid(images, labels, predictions, params.rows, params.columns),
+            pictures.prediction_grid(
+                images, labels, predictions, params.visualize.rows, params.visualize.columns
+            ),
         ),
         (
             "confident_mistakes",
-            pictures.confident_mistakes(images, labels, probabilities, params.mistakes),
+            pictures.confident_mistakes(images, labels, probabilities, params.visualize.mistakes),
         ),
         (
             "learning_curves",
@@ -45,7 +53,8 @@ def main() -> None:
         ),
         ("confusion_matrix", pictures.confusion_matrix(labels, predictions)),
         ("first_layer_weights", pictures.first_layer_weights(W1)),
-        ("sample_image", pictures.sample_image(sample, sample_label)),
+        ("augmented_samples", pictures.augmented_samples(originals, deformed)),
+        ("sample_image", pictures.sample_image(training_images[0], sample_label)),
     ):
         path = REPORTS / f"{name}.png"
         with replacing(path) as file:

@@ -79,6 +79,9 @@ def every_picture():
         "first_layer_weights": pictures.first_layer_weights(
             generator.standard_normal((784, 20), np.float32)
         ),
+        "augmented_samples": pictures.augmented_samples(
+            images[:3], np.stack([images[3:6], images[6:9]])
+        ),
         "sample_image": pictures.sample_image(images[0].reshape(28, 28), labels[0]),
     }
 

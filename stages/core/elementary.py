@@ -85,3 +85,13 @@ def cos(x: float) -> float:
     for n in range(20, 0, -2):
         series = 1.0 - series * x * x / (n * (n - 1))
     return series
+
+
+def sin_and_cos(x: Float64) -> tuple[Float64, Float64]:
+    """Return the sine and cosine of x in [-pi, pi], by Taylor's series: to 1e-9 or better."""
+    square = x * x
+    sine, cosine = np.ones_like(x), np.ones_like(x)
+    for n in range(24, 0, -2):
+        sine = 1.0 - sine * square / (n * (n + 1))
+        cosine = 1.0 - cosine * square / (n * (n - 1))
+    return x * sine, cosine

@@ -22,6 +22,15 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from stages.core import Array
+from stages.core.augmentation import (
+    GROUP,
+    NO_AUGMENTATION,
+    Augmentation,
+    Deformations,
+    Scratch,
+    deform,
+    draw,
+)
 from stages.core.crew import Crew, shared_array
 from stages.core.data import CLASSES
 from stages.core.elementary import log
@@ -43,11 +52,13 @@ from stages.core.network import (
     forward,
     gradient,
     initialise,
+    on_grids,
     one_hot,
     score,
 )
 from stages.core.optimizers import Adam, Momentum, Optimizer, scheduled
 
+_CHUNK = 64  # groups of images whose deformations are drawn at once
 _BLOCK = 32768
 """Parameters that are updated together: few enough to stay in a core's cache meanwhile."""
 
@@ -69,6 +80,8 @@ class Recipe:
     batch_size: int | Literal["all"] = 128
     epochs: int = 10
     l2: float = 0.0
+    average: float = 0.0
+    augmentation: Augmentation = NO_AUGMENTATION
     seed: int = 1
     keep: Literal["best", "last"] = "last"
 
@@ -90,6 +103,7 @@ class Block(NamedTuple):
     parameters: Array
     rounded: Array
     gradient: Array
+    average: Array
     slots: list[Array]
     scratch: Array
 
@@ -131,10 +145,18 @@ class Training:
         self.flat, self.flat_gradient = shared_array(count), shared_array(count)
         self.flat_slots = [shared_array(count) for _ in range(self.optimizer.slots)]
         self.flat_rounded = shared_array(count) if exact else self.flat
+        self.flat_average = shared_array(count) if recipe.average else self.flat
         self.parameters = _layers(self.flat, sizes)
         self.rounded = _layers(self.flat_rounded, sizes)
         for layer, initial in zip(self.parameters, start, strict=True):
             layer.W[...], layer.b[...] = initial
+        self.flat_average[...] = self.flat
+        self.groups = -(-len(self.x) // GROUP)
+        if recipe.augmentation:
+            self.deformations = Deformations(
+                shared_array((self.groups, self.x.shape[1]), np.int16),
+                shared_array((self.groups, 4, self.x.shape[1])),
+            )
         self.arithmetic: Arithmetic = Exact([W for W, _ in start]) if exact else Plain()
         if isinstance(self.arithmetic, Exact):
             for number, (layer, rounded) in enumerate(
@@ -162,8 +184,8 @@ class Training:
         # A kernel may compute beyond the edge of a matrix and raise the flag for what it finds
         # there; real infinities and NaN are caught by the arithmetic's bounds.
         with np.errstate(invalid="ignore"):
-            flat: Array = self.crew.run(lambda rank: Worker(self, rank).train(on_epoch))
-        return _layers(flat, self.sizes)
+            kept: list[Layer] = self.crew.run(lambda rank: Worker(self, rank).train(on_epoch))
+        return kept
 
 
 class Worker:
@@ -176,6 +198,7 @@ class Worker:
         self.rank = rank
         self.pixels = np.empty((LARGEST_PART, training.x.shape[1]), np.uint8)
         self.blocks = list(self._blocks())
+        self.canvas = Scratch()
         self.gradients = _layers(training.flat_gradient, training.sizes)
         ends = list(accumulate(training.sizes[1:]))
         self.weight_sums = np.split(training.weight_sums[rank], ends[:-1])
@@ -187,22 +210,25 @@ class Worker:
         self.needs_row_sums = [0 < layer < layers - 1 for layer in range(layers)]
         self.steps = 0
 
-    def train(self, on_epoch: Callable[[Epoch], None]) -> Array:
-        """Run all epochs; rank 0 reports them and returns the flat parameters to keep."""
-        run, recipe = self.training, self.training.recipe
-        kept, best = run.flat_rounded, -1.0
+    def train(self, on_epoch: Callable[[Epoch], None]) -> list[Layer]:
+        """Run all epochs; rank 0 reports them and returns the parameters to keep."""
+        recipe = self.training.recipe
+        kept: list[Layer] = []
+        best = -1.0
         for number in range(1, recipe.epochs + 1):
             try:
                 self._epoch(number)
-                epoch = self._report(number)
+                parameters, arithmetic = self._parameters_to_score()
+                epoch = self._report(number, parameters, arithmetic)
             except ExactnessError as error:
                 raise DivergedError(
                     f"training diverged in epoch {number} ({error}); the learning rate was "
                     f"{recipe.learning_rate:g}: try a smaller one"
                 ) from error
             if self.rank == 0:
-                if recipe.keep == "best" and epoch.validation_accuracy > best:
-                    best, kept = epoch.validation_accuracy, run.flat_rounded.copy()
+                if recipe.keep == "last" or epoch.validation_accuracy > best:
+                    best = epoch.validation_accuracy
+                    kept = [Layer(W.copy(), b.copy()) for W, b in parameters]
                 on_epoch(epoch)
         return kept
 
@@ -210,6 +236,8 @@ class Worker:
         run = self.training
         samples = len(run.x)
         order = np.random.default_rng([run.recipe.seed, number]).permutation(samples)
+        if run.recipe.augmentation:
+            self._draw_deformations(number)
         for start in range(0, samples, run.batch_size):
             batch = order[start : start + run.batch_size]
             for first in range(0, len(batch), LARGEST_PART):
@@ -232,7 +260,9 @@ class Worker:
         pixels = self.pixels[: len(samples)]
         np.take(run.x, samples, axis=0, out=pixels, mode="clip")
         x = workspace.activations[0]
-        x[...] = pixels
+        x[...] = (
+            self._deformed(pixels, position + rows.start) if run.recipe.augmentation else pixels
+        )
         x *= PIXELS.grid
         labels = run.y[samples]
 
@@ -247,6 +277,28 @@ class Worker:
         backward(run.rounded, workspace, self.arithmetic)
         for sums, dz in zip(self.error_sums, workspace.errors, strict=False):
             sums[...] = self.arithmetic.error_sums(dz)
+
+    def _draw_deformations(self, number: int) -> None:
+        """Draw an epoch's deformations, each process its share of them."""
+        run = self.training
+        chunks = range(0, run.groups, _CHUNK)
+        for start in chunks[self.crew.share(len(chunks), self.rank)]:
+            stop = min(start + _CHUNK, run.groups)
+            generator = np.random.default_rng([run.recipe.seed, number, start])
+            drawn = draw(run.recipe.augmentation, stop - start, generator)
+            run.deformations.places[start:stop] = drawn.places
+            run.deformations.weights[start:stop] = drawn.weights
+        self.crew.wait(self.rank)
+
+    def _deformed(self, pixels: Array, position: int) -> Array:
+        """Return the images from `position` on in the epoch's order, deformed group by group."""
+        deformed = np.empty(pixels.shape, np.float32)
+        end = position + len(pixels)
+        for group in range(position // GROUP, -(-end // GROUP)):
+            start, stop = max(group * GROUP, position), min((group + 1) * GROUP, end)
+            rows = slice(start - position, stop - position)
+            deformed[rows] = deform(pixels[rows], self.training.deformations, group, self.canvas)
+        return deformed
 
     def _gradients(self, samples: int, add: bool) -> None:
         """Compute the gradient of this process's parameters over a part of the batch."""
@@ -276,7 +328,21 @@ class Worker:
                 np.multiply(w, recipe.l2 * samples, out=scratch)
                 np.add(g, scratch, out=g)
             run.optimizer.update(w, g, block.slots, scratch, rate, samples, self.steps)
+            if recipe.average:
+                np.subtract(w, block.average, out=scratch)
+                scratch *= 1.0 - recipe.average
+                np.add(block.average, scratch, out=block.average)
             self._round(block)
+
+    def _parameters_to_score(self) -> tuple[list[Layer], Arithmetic]:
+        """Return the weights that are scored and kept: the averaged ones, if any, on grids."""
+        run = self.training
+        if not run.recipe.average:
+            return run.rounded, self.arithmetic
+        averages = _layers(run.flat_average, run.sizes)
+        if isinstance(self.arithmetic, Exact):
+            return on_grids(averages)
+        return averages, self.arithmetic
 
     def _round(self, block: Block) -> None:
         """Put a block's weights on their grid and add up how large they are."""
@@ -313,12 +379,12 @@ class Worker:
         if any(self.needs_row_sums):
             self.arithmetic.row_sums = run.row_sums.max(axis=0).tolist()
 
-    def _report(self, number: int) -> Epoch:
+    def _report(self, number: int, parameters: list[Layer], arithmetic: Arithmetic) -> Epoch:
         """Add up the epoch's losses and score the validation set, each process its share."""
         run = self.training
         x, y = run.validation
         mine = self.crew.share(len(x), self.rank)
-        share = score(run.rounded, x[mine], y[mine], self.arithmetic)
+        share = score(parameters, x[mine], y[mine], arithmetic)
         run.scores[self.rank] = share.correct, share.loss_sum
         self.crew.wait(self.rank)
         correct = run.scores[:, 0].sum()
@@ -335,7 +401,7 @@ class Worker:
     def _blocks(self) -> Iterator[Block]:
         """Cut this process's share of the parameters into blocks that fit a core's cache."""
         run = self.training
-        flats = [run.flat, run.flat_rounded, run.flat_gradient, *run.flat_slots]
+        flats = [run.flat, run.flat_rounded, run.flat_gradient, run.flat_average, *run.flat_slots]
         scratch = np.empty(max(_BLOCK, *run.sizes), np.float32)
         for number, views in enumerate(zip(*(_layers(f, run.sizes) for f in flats), strict=True)):
             W = views[0].W
@@ -349,9 +415,9 @@ class Worker:
 
 
 def _block(layer: int, is_bias: bool, views: Sequence[Array], scratch: Array) -> Block:
-    parameters, rounded, gradient, *slots = views
+    parameters, rounded, gradient, average, *slots = views
     own_scratch = scratch[: parameters.size].reshape(parameters.shape)
-    return Block(layer, is_bias, parameters, rounded, gradient, slots, own_scratch)
+    return Block(layer, is_bias, parameters, rounded, gradient, average, slots, own_scratch)
 
 
 def _layers(flat: Array, sizes: Sequence[int]) -> list[Layer]:
