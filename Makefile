@@ -1,14 +1,19 @@
-# The front door: `make repro` runs the pipeline, `make test` runs the tests.
+# The front door: `make repro` runs the pipeline, `make test` runs the tests, and `make verify`
+# proves that a clean clone gives the bytes that are committed.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: repro test lint lock
+.PHONY: repro test verify lint lock
 
 repro: .venv/.ready
 	dvc repro
 
 test: .venv/.ready
 	pytest --cov --cov-report=term:skip-covered
+
+# VERIFY="--quick --vary all" runs it under variations; see tests/verify.py.
+verify: .venv/.ready
+	python tests/verify.py $(VERIFY)
 
 lint: .venv/.ready
 	ruff check

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,9 +81,19 @@ def _reading(path: Path, kind: str) -> Iterator[None]:
 
 
 def save_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
-    """Write named arrays as an uncompressed `.npz`, whose bytes depend on the arrays alone."""
-    with replacing(path) as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+    """Write named arrays as an uncompressed `.npz`, whose bytes depend on the arrays alone.
+
+    `np.savez` streams each array into the archive, and how Python's zipfile marks a stream's size
+    has changed between its patch releases; a member of known size looks the same in all.
+    """
+    with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            member = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            member.create_system = 3  # Unix, on every system
+            member.external_attr = 0o600 << 16
+            content = io.BytesIO()
+            np.lib.format.write_array(content, np.asarray(array), allow_pickle=False)
+            archive.writestr(member, content.getvalue())
 
 
 def load_arrays(path: Path) -> dict[str, Array]:
