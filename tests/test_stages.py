@@ -32,12 +32,15 @@ def stage(
 ) -> subprocess.CompletedProcess[str]:
     """Run a stage in `folder`, under the shell's limits if any are given."""
     command = [sys.executable, "-m", f"stages.{name}"]
+    inherited = environment(PYTHONPATH=str(ROOT), **variables)
     if limits:
         command = ["bash", "-c", f'ulimit {" ".join(limits)}; exec "$@"', "bash", *command]
+        # The measurement of coverage would come up against the limits first.
+        inherited = {key: inherited[key] for key in inherited if not key.startswith("COVERAGE_")}
     return subprocess.run(
         command,
         cwd=folder,
-        env=environment(PYTHONPATH=str(ROOT), **variables),
+        env=inherited,
         capture_output=True,
         text=True,
         timeout=120,

@@ -19,7 +19,8 @@ import pytest
 
 from stages import runtime
 from stages.core import Array
-from stages.core.network import Layer, logits_of, on_grids, predict, score
+from stages.core.augmentation import Augmentation
+from stages.core.network import Layer, initialise, logits_of, on_grids, predict, score
 from stages.core.training import DivergedError, Epoch, Recipe, Training
 
 forks = pytest.mark.skipif(sys.platform != "linux", reason="only Linux trains in several processes")
@@ -252,6 +253,18 @@ def test_the_number_of_workers_changes_no_byte(name: str) -> None:
     data = TRAIN[0][:samples], TRAIN[1][:samples]
     # Three images to validate on: four workers do not have one each.
     validation = VALIDATION[0][:3], VALIDATION[1][:3]
+    layers, epochs = train(recipe, data, validation)
+    for workers in (2, 3, 4):
+        others, reported = train(recipe, data, validation, workers)
+        assert digest(others) == digest(layers)
+        assert reported == epochs
+
+
+@forks
+def test_the_number_of_workers_changes_no_byte_of_augmented_averaged_training() -> None:
+    everything = Augmentation(rotation=10, scale=0.1, shear=0.1, shift=1, elastic=20)
+    recipe = Recipe([16], batch_size=50, epochs=2, average=0.99, augmentation=everything)
+    data, validation = digits(1100, seed=1, pixels=784), digits(50, seed=2, pixels=784)
     layers, epochs = train(recipe, data, validation)
     for workers in (2, 3, 4):
         others, reported = train(recipe, data, validation, workers)
@@ -520,3 +533,26 @@ def test_mini_batches_with_momentum_learn_real_digits_exactly_and_plainly(
         accuracies.append(epochs[-1].validation_accuracy)
     assert min(accuracies) > 0.88
     assert abs(accuracies[0] - accuracies[1]) < 0.015
+
+
+def test_averaged_weights_follow_their_formula() -> None:
+    """One step a batch, so that the last step's average can be worked out from the weights."""
+    data, validation = digits(64, seed=1), digits(16, seed=2)
+    decay, steps = 0.9, 12
+
+    def after(epochs: int, average: float) -> list[Layer]:
+        recipe = Recipe(
+            [8], batch_size="all", epochs=epochs, average=average, learning_rate=0.05, momentum=0.0
+        )
+        return Training(data, validation, recipe, exact=False).run()
+
+    sizes = [64, 8, 10]
+    expected = [
+        np.concatenate([W.ravel(), b]) for W, b in initialise(sizes, "he", np.random.default_rng(1))
+    ]
+    for step in range(1, steps + 1):
+        kept_share = min(decay, (1 + step) / (10 + step))
+        for average, (W, b) in zip(expected, after(step, 0.0), strict=True):
+            average += (np.concatenate([W.ravel(), b]) - average) * (1 - kept_share)
+    for average, (W, b) in zip(expected, after(steps, decay), strict=True):
+        np.testing.assert_allclose(np.concatenate([W.ravel(), b]), average, atol=2e-6)

@@ -58,7 +58,8 @@ from stages.core.network import (
 )
 from stages.core.optimizers import Adam, Momentum, Optimizer, scheduled
 
-_CHUNK = 64  # groups of images whose deformations are drawn at once
+_CHUNK = 64
+"""Groups of images whose deformations are drawn at once."""
 _BLOCK = 32768
 """Parameters that are updated together: few enough to stay in a core's cache meanwhile."""
 
@@ -321,6 +322,8 @@ class Worker:
         progress = self.steps / (run.steps_per_epoch * recipe.epochs)
         rate = scheduled(recipe.learning_rate, recipe.schedule, progress)
         self.steps += 1
+        # A short training's average must not be its beginning: the share grows to its full size.
+        kept_share = min(recipe.average, (1.0 + self.steps) / (10.0 + self.steps))
         self._clear_sums()
         for block in self.blocks:
             w, g, scratch = block.parameters, block.gradient, block.scratch
@@ -330,7 +333,7 @@ class Worker:
             run.optimizer.update(w, g, block.slots, scratch, rate, samples, self.steps)
             if recipe.average:
                 np.subtract(w, block.average, out=scratch)
-                scratch *= 1.0 - recipe.average
+                scratch *= 1.0 - kept_share
                 np.add(block.average, scratch, out=block.average)
             self._round(block)
 
