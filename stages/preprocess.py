@@ -1,9 +1,9 @@
 """Stage 2: flatten the training images, check them, and split a validation set off.
 
 Pixels stay uint8: a pixel's brightness, from 0 to 1, is its value / 256, which the core multiplies
-in when a batch is gathered. Measured against float32 files this is a quarter of the size (47 MB
-against 188), loads in a quarter of the time, and gathers a batch about three times as fast, since
-the random rows of a batch are fetched from memory at a byte a pixel.
+in when a batch is gathered. Measured on two cores against float32 files, the training images take
+43 MB instead of 172, load in 12 ms instead of 28, and a batch of 256 random ones is gathered,
+converted and scaled in 62 us instead of 95, since a pixel is fetched as a byte.
 """
 
 from __future__ import annotations
