@@ -255,19 +255,15 @@ class Exact:
         grid = power_of_two_above(np.abs(dz).max(axis=1, keepdims=True)) / steps
         return round_to_grid(dz, np.maximum(grid, FINEST_ERROR_GRID).astype(dz.dtype))
 
-    def error_sums(self, dz: Array) -> Array:
-        """Return (outputs,) exact float64 sums over the samples of a layer's absolute errors."""
-        return column_sums(np.abs(dz).astype(np.float64))
-
-    def errors_by_unit(self, layer: int, dz: Array, error_sums: Array) -> Array:
+    def errors_by_unit(self, layer: int, dz: Array) -> Array:
         """Return a layer's errors, rounded for `x.T @ dz`, each unit on a grid of its own.
 
         The output layer's errors are on their grid already.
 
         Args:
             layer: the layer's number.
-            dz: (samples, outputs) errors of at most 512 samples.
-            error_sums: (outputs,) sums over those samples of the absolute errors.
+            dz: (samples, outputs) errors of at most 512 samples, for all of the layer's units or
+                some.
 
         Raises:
             ExactnessError: the errors are not finite, too large or too many.
@@ -276,12 +272,13 @@ class Exact:
             return dz
         if len(dz) > LARGEST_PART:
             raise ExactnessError(f"a sum over {len(dz)} samples; at most {LARGEST_PART} are exact")
-        if not error_sums.max() < ERROR_SUM_BOUND:
+        sums = column_sums(np.abs(dz).astype(np.float64))
+        if not (sums < ERROR_SUM_BOUND).all():
             raise ExactnessError(
-                f"the errors of layer {layer + 1} add up to {error_sums.max():g} in one batch"
+                f"the errors of layer {layer + 1} add up to {sums.max():g} in one batch"
             )
         # Rounding moves each of up to 512 errors by at most half a step.
-        grid = power_of_two_above(error_sums / (self.signals[layer].limit - LARGEST_PART / 2))
+        grid = power_of_two_above(sums / (self.signals[layer].limit - LARGEST_PART / 2))
         return round_to_grid(dz, grid.astype(dz.dtype))
 
 
@@ -317,11 +314,7 @@ class Plain:
         """Return `dz` as it is."""
         return dz
 
-    def error_sums(self, dz: Array) -> Array:
-        """Return zeros: nothing is rounded, so nothing depends on the sums."""
-        return np.zeros(dz.shape[1])
-
-    def errors_by_unit(self, layer: int, dz: Array, error_sums: Array) -> Array:
+    def errors_by_unit(self, layer: int, dz: Array) -> Array:
         """Return `dz` as it is."""
         return dz
 

@@ -145,11 +145,13 @@ class Workspace:
 
     Attributes:
         activations: [x, a_1, ..., a_{L-1}], what enters each layer.
+        last_hidden: a_{L-1} once more, in the output layer's wider type.
         errors: [dz_1, ..., dz_L], the last in the output layer's wider type and class by class
             in memory, since sums and maxima over few classes are fastest across rows.
     """
 
     activations: list[Array]
+    last_hidden: Array
     errors: list[Array]
 
     @classmethod
@@ -164,15 +166,25 @@ class Workspace:
         dtype = arithmetic.narrow
         return cls(
             [empty((samples, size), dtype) for size in sizes[:-1]],
+            empty((samples, sizes[-2]), arithmetic.wide),
             [empty((samples, size), dtype) for size in sizes[1:-1]]
             + [empty((sizes[-1], samples), arithmetic.wide).T],
         )
 
     def rows(self, start: int, stop: int) -> Workspace:
         """Return the same for the samples from `start` to before `stop`, as views."""
+        rows = slice(start, stop)
         return Workspace(
-            [a[start:stop] for a in self.activations], [dz[start:stop] for dz in self.errors]
+            [a[rows] for a in self.activations],
+            self.last_hidden[rows],
+            [dz[rows] for dz in self.errors],
         )
+
+    def batch(self, samples: int, inputs: int) -> Workspace:
+        """Return the same for a batch of `samples` that has only the first `inputs` inputs."""
+        whole = self.rows(0, samples)
+        x = self.activations[0].reshape(-1)[: samples * inputs].reshape(samples, inputs)
+        return Workspace([x, *whole.activations[1:]], whole.last_hidden, whole.errors)
 
 
 def forward(parameters: Parameters, workspace: Workspace, arithmetic: Arithmetic) -> Array:
@@ -191,11 +203,10 @@ def forward(parameters: Parameters, workspace: Workspace, arithmetic: Arithmetic
         linear(a[layer], W, b, out=a[layer + 1])
         relu(a[layer + 1], arithmetic.ceiling(layer + 1), out=a[layer + 1])
         arithmetic.round_activations(layer + 1, a[layer + 1])
+    np.copyto(workspace.last_hidden, a[-1])
     W, b = parameters[-1]
     logits: Array = np.empty((len(b), len(a[-1])), arithmetic.wide).T  # in memory as the errors
-    return linear(
-        a[-1].astype(arithmetic.wide, copy=False), W.astype(arithmetic.wide, copy=False), b, logits
-    )
+    return linear(workspace.last_hidden, W.astype(arithmetic.wide, copy=False), b, logits)
 
 
 def backward(parameters: Parameters, workspace: Workspace, arithmetic: Arithmetic) -> None:
@@ -217,7 +228,7 @@ def backward(parameters: Parameters, workspace: Workspace, arithmetic: Arithmeti
 
 def gradient(x: Array, dz: Array, out: Array | None = None) -> Array:
     """Return m dC/dW = x.T @ dz, (inputs, outputs), summed over the m samples."""
-    return np.matmul(x.T.astype(dz.dtype, copy=False), dz, out=out)
+    return np.matmul(x.T, dz, out=out)
 
 
 class Score(NamedTuple):

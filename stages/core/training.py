@@ -1,12 +1,12 @@
 """The training: mini-batch gradient descent, shared out over a crew of processes.
 
-A step has two halves, and every process does its share of both:
+A step has three parts, and every process does its share of each:
 
     by samples      each process takes some of the batch's rows through `forward` and `backward`;
-    by parameters   each takes some of the rows of every W, computes their gradient over the
-                    whole batch, and moves them.
+    by units        each computes the gradient of some of every layer's units over the whole batch;
+    by parameters   each moves some of the rows of every W, which lie together in memory.
 
-Between the halves the processes wait for one another. Nothing is ever added up across processes
+Between the parts the processes wait for one another. Nothing is ever added up across processes
 in an order that could vary, and the sums themselves are exact, so the number of processes does
 not change a bit of the result.
 """
@@ -32,7 +32,7 @@ from stages.core.augmentation import (
     draw,
 )
 from stages.core.crew import Crew, shared_array
-from stages.core.data import CLASSES
+from stages.core.data import CLASSES, Images
 from stages.core.elementary import log
 from stages.core.exact import (
     LARGEST_PART,
@@ -62,6 +62,12 @@ _CHUNK = 64
 """Groups of images whose deformations are drawn at once."""
 _BLOCK = 32768
 """Parameters that are updated together: few enough to stay in a core's cache meanwhile."""
+_SMALL = 4096
+"""Parameters of a W that one process updates alone."""
+_LARGEST_COPY = 2**27
+"""Bytes of images that are copied to have their pixels sorted; more of them stay as they are."""
+_LANES = 16
+"""The inputs that a product looks at are a multiple of these."""
 
 
 class DivergedError(ArithmeticError):
@@ -97,16 +103,15 @@ class Epoch(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Some rows of a W, or a whole b, with all that the update needs beside them: views."""
+    """Some rows of a W, or all biases, with all that the update needs beside them: views."""
 
-    layer: int
-    is_bias: bool
+    layer: int | None
     parameters: Array
-    rounded: Array
     gradient: Array
     average: Array
     slots: list[Array]
     scratch: Array
+    rounded: Array
 
 
 class Training:
@@ -130,51 +135,61 @@ class Training:
             exact: exact sums (the pipeline's arithmetic), or else plain float32.
         """
         self.recipe = recipe
-        self.x, self.y = train[0], train[1].astype(np.intp)
+        x, labels = train
+        # Deforming an image needs its pixels in their places.
+        sort = not recipe.augmentation and x.nbytes <= _LARGEST_COPY
+        self.images = Images.by_use(x) if sort else Images.as_they_are(x)
+        self.y = labels.astype(np.intp)
         self.targets = one_hot(np.arange(CLASSES), CLASSES)
         self.validation = validation
         self.crew = Crew(workers)
-        self.batch_size = len(self.x) if recipe.batch_size == "all" else recipe.batch_size
-        self.steps_per_epoch = -(-len(self.x) // self.batch_size)
+        self.batch_size = len(x) if recipe.batch_size == "all" else recipe.batch_size
+        self.steps_per_epoch = -(-len(x) // self.batch_size)
         self.optimizer: Optimizer = (
             Adam() if recipe.optimizer == "adam" else Momentum(recipe.momentum)
         )
 
-        sizes = [self.x.shape[1], *recipe.hidden_sizes, CLASSES]
-        start = initialise(sizes, recipe.initialisation, np.random.default_rng(recipe.seed))
+        self.sizes = [x.shape[1], *recipe.hidden_sizes, CLASSES]
+        start = initialise(self.sizes, recipe.initialisation, np.random.default_rng(recipe.seed))
+        start[0] = Layer(start[0].W[self.images.pixels], start[0].b)
         count = sum(W.size + b.size for W, b in start)
         self.flat, self.flat_gradient = shared_array(count), shared_array(count)
         self.flat_slots = [shared_array(count) for _ in range(self.optimizer.slots)]
-        self.flat_rounded = shared_array(count) if exact else self.flat
         self.flat_average = shared_array(count) if recipe.average else self.flat
-        self.parameters = _layers(self.flat, sizes)
-        self.rounded = _layers(self.flat_rounded, sizes)
+        self.parameters = _layers(self.flat, self.sizes)
         for layer, initial in zip(self.parameters, start, strict=True):
             layer.W[...], layer.b[...] = initial
         self.flat_average[...] = self.flat
-        self.groups = -(-len(self.x) // GROUP)
+        self.groups = -(-len(x) // GROUP)
         if recipe.augmentation:
             self.deformations = Deformations(
-                shared_array((self.groups, self.x.shape[1]), np.int16),
-                shared_array((self.groups, 4, self.x.shape[1])),
+                shared_array((self.groups, x.shape[1]), np.int16),
+                shared_array((self.groups, 4, x.shape[1])),
             )
         self.arithmetic: Arithmetic = Exact([W for W, _ in start]) if exact else Plain()
+        self.rounded = self.parameters
         if isinstance(self.arithmetic, Exact):
-            for number, (layer, rounded) in enumerate(
-                zip(self.parameters, self.rounded, strict=True)
-            ):
-                self.arithmetic.round_weights(number, layer.W, out=rounded.W)
-                rounded.b[...] = layer.b
+            types = [self.arithmetic.narrow] * (len(start) - 1) + [self.arithmetic.wide]
+            self.rounded = [
+                Layer(shared_array(W.shape, dtype), b)
+                for (W, b), dtype in zip(self.parameters, types, strict=True)
+            ]
+            for number, layer in enumerate(self.parameters):
+                self.arithmetic.round_weights(number, layer.W, out=self.rounded[number].W)
 
         part = min(LARGEST_PART, self.batch_size)
-        self.workspace = Workspace.empty(sizes, part, self.arithmetic, shared_array)
-        self.error_sums = [shared_array((workers, size), np.float64) for size in sizes[1:]]
-        self.weight_sums = shared_array((workers, sum(sizes[1:])))
+        self.workspace = Workspace.empty(self.sizes, part, self.arithmetic, shared_array)
+        self.weight_sums = shared_array((workers, sum(self.sizes[1:])))
         self.row_sums = shared_array((workers, len(start)))
         # Of each image in an epoch's order, what its loss is made of: log(total) - shifted.
-        self.shifted, self.totals = (shared_array(len(self.x), np.float64) for _ in range(2))
+        self.shifted, self.totals = (shared_array(len(x), np.float64) for _ in range(2))
         self.scores = shared_array((workers, 2), np.float64)
-        self.sizes = sizes
+
+    def in_place(self, layers: Sequence[Layer]) -> list[Layer]:
+        """Return layers of this training with their inputs in the images' own order."""
+        (W, b), *others = layers
+        places = np.argsort(self.images.pixels)
+        return [Layer(W[places], b), *(Layer(W.astype(np.float32), b) for W, b in others)]
 
     def run(self, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> list[Layer]:
         """Train, calling `on_epoch` after each epoch, and return the parameters to keep.
@@ -189,6 +204,23 @@ class Training:
         return kept
 
 
+class Views(NamedTuple):
+    """What one process touches in a batch of some size.
+
+    Attributes:
+        rows: its samples.
+        workspace: their rows of the workspace.
+        parameters: the layers, rounded, of the first W only the inputs that are looked at.
+        gradients: for each layer, what enters it (samples, inputs), and of the process's own
+            units the errors (samples, units), the gradient of W and that of b.
+    """
+
+    rows: slice
+    workspace: Workspace
+    parameters: list[Layer]
+    gradients: list[tuple[Array, Array, Array, Array]]
+
+
 class Worker:
     """One process's share of a training run."""
 
@@ -197,14 +229,12 @@ class Worker:
         self.arithmetic = training.arithmetic
         self.crew = training.crew
         self.rank = rank
-        self.pixels = np.empty((LARGEST_PART, training.x.shape[1]), np.uint8)
+        self.pixels = np.empty((LARGEST_PART, training.sizes[0]), np.uint8)
         self.blocks = list(self._blocks())
         self.canvas = Scratch()
-        self.gradients = _layers(training.flat_gradient, training.sizes)
         ends = list(accumulate(training.sizes[1:]))
         self.weight_sums = np.split(training.weight_sums[rank], ends[:-1])
-        self.error_sums = [sums[rank] for sums in training.error_sums[:-1]]
-        self.views = cache(training.workspace.rows)
+        self.views = cache(self._views)
         self.row_sums = training.row_sums[rank]
         # Only hidden layers that carry errors back, in float32, need them.
         layers = len(training.parameters)
@@ -235,7 +265,7 @@ class Worker:
 
     def _epoch(self, number: int) -> None:
         run = self.training
-        samples = len(run.x)
+        samples = len(run.y)
         order = np.random.default_rng([run.recipe.seed, number]).permutation(samples)
         if run.recipe.augmentation:
             self._draw_deformations(number)
@@ -243,31 +273,50 @@ class Worker:
             batch = order[start : start + run.batch_size]
             for first in range(0, len(batch), LARGEST_PART):
                 part = batch[first : first + LARGEST_PART]
-                self._by_samples(part, start + first)
+                used = -(-int(run.images.used[part].max()) // _LANES) * _LANES
+                views = self.views(len(part), min(used, run.sizes[0]))
+                self._by_samples(views, part, start + first)
                 self.crew.wait(self.rank)
-                self._gradients(len(part), add=first > 0)
-                if first + LARGEST_PART < len(batch):
-                    self.crew.wait(self.rank)
-            self._update(len(batch))
+                self._by_units(views, add=first > 0)
+                self.crew.wait(self.rank)
+            self._by_parameters(len(batch))
             self.crew.wait(self.rank)
             self._keep_bounds()
 
-    def _by_samples(self, part: Array, position: int) -> None:
+    def _views(self, samples: int, inputs: int) -> Views:
+        """Return what this process touches in a batch of `samples` with only so many inputs."""
+        run = self.training
+        batch = run.workspace.batch(samples, inputs)
+        (W, b), *others = run.rounded
+        rows = self.crew.share(samples, self.rank)
+        entering = [*batch.activations[:-1], batch.last_hidden]
+        gradients = []
+        for x, dz, layer in zip(
+            entering, batch.errors, _layers(run.flat_gradient, run.sizes), strict=True
+        ):
+            units = self.crew.share(len(layer.b), self.rank)
+            gradients.append((x, dz[:, units], layer.W[:, units], layer.b[units]))
+        return Views(
+            rows, batch.rows(rows.start, rows.stop), [Layer(W[:inputs], b), *others], gradients
+        )
+
+    def _by_samples(self, views: Views, part: Array, position: int) -> None:
         """Take this process's rows of a part of the batch forwards and backwards."""
         run = self.training
-        rows = self.crew.share(len(part), self.rank)
+        rows, workspace, parameters, _ = views
         samples = part[rows]
-        workspace = self.views(rows.start, rows.stop)
         pixels = self.pixels[: len(samples)]
-        np.take(run.x, samples, axis=0, out=pixels, mode="clip")
+        np.take(run.images.x, samples, axis=0, out=pixels, mode="clip")
         x = workspace.activations[0]
         x[...] = (
-            self._deformed(pixels, position + rows.start) if run.recipe.augmentation else pixels
+            self._deformed(pixels, position + rows.start)
+            if run.recipe.augmentation
+            else pixels[:, : x.shape[1]]
         )
         x *= PIXELS.grid
         labels = run.y[samples]
 
-        logits = forward(run.rounded, workspace, self.arithmetic)
+        logits = forward(parameters, workspace, self.arithmetic)
         shifted, e, total = exponentials(logits, self.arithmetic)
         here = slice(position + rows.start, position + rows.stop)
         run.shifted[here] = shifted[np.arange(len(labels)), labels]
@@ -275,9 +324,7 @@ class Worker:
         targets = run.targets.take(labels, axis=0)
         cross_entropy_derivative(e / total, targets, out=workspace.errors[-1])
         self.arithmetic.round_output_errors(workspace.errors[-1])
-        backward(run.rounded, workspace, self.arithmetic)
-        for sums, dz in zip(self.error_sums, workspace.errors, strict=False):
-            sums[...] = self.arithmetic.error_sums(dz)
+        backward(parameters, workspace, self.arithmetic)
 
     def _draw_deformations(self, number: int) -> None:
         """Draw an epoch's deformations, each process its share of them."""
@@ -301,22 +348,20 @@ class Worker:
             deformed[rows] = deform(pixels[rows], self.training.deformations, group, self.canvas)
         return deformed
 
-    def _gradients(self, samples: int, add: bool) -> None:
-        """Compute the gradient of this process's parameters over a part of the batch."""
-        run = self.training
-        workspace = self.views(0, samples)
-        for number, (x, dz) in enumerate(zip(workspace.activations, workspace.errors, strict=True)):
-            rows = self.crew.share(x.shape[1], self.rank)
-            dz = self.arithmetic.errors_by_unit(number, dz, column_sums(run.error_sums[number]))
-            dW, db = self.gradients[number]
+    def _by_units(self, views: Views, add: bool) -> None:
+        """Compute the gradient of this process's units over a part of the batch."""
+        for number, (x, dz, dW, db) in enumerate(views.gradients):
+            errors = self.arithmetic.errors_by_unit(number, dz)
+            looked_at = dW[: x.shape[1]]
             if add:
-                dW[rows] += gradient(x[:, rows], dz)
+                looked_at += gradient(x, errors)
+                db += column_sums(errors)
             else:
-                gradient(x[:, rows], dz, out=dW[rows])
-            if self.rank == number % self.crew.size:
-                db[...] = column_sums(dz) + (db if add else 0)
+                gradient(x, errors, out=looked_at)
+                dW[x.shape[1] :] = 0.0
+                db[...] = column_sums(errors)
 
-    def _update(self, samples: int) -> None:
+    def _by_parameters(self, samples: int) -> None:
         """Move this process's parameters by one step, block by block, and round them."""
         run, recipe = self.training, self.training.recipe
         progress = self.steps / (run.steps_per_epoch * recipe.epochs)
@@ -327,7 +372,7 @@ class Worker:
         self._clear_sums()
         for block in self.blocks:
             w, g, scratch = block.parameters, block.gradient, block.scratch
-            if recipe.l2 and not block.is_bias:
+            if recipe.l2 and block.layer is not None:
                 np.multiply(w, recipe.l2 * samples, out=scratch)
                 np.add(g, scratch, out=g)
             run.optimizer.update(w, g, block.slots, scratch, rate, samples, self.steps)
@@ -341,21 +386,18 @@ class Worker:
         """Return the weights that are scored and kept: the averaged ones, if any, on grids."""
         run = self.training
         if not run.recipe.average:
-            return run.rounded, self.arithmetic
-        averages = _layers(run.flat_average, run.sizes)
+            return run.in_place(run.rounded), self.arithmetic
+        averages = run.in_place(_layers(run.flat_average, run.sizes))
         if isinstance(self.arithmetic, Exact):
             return on_grids(averages)
         return averages, self.arithmetic
 
     def _round(self, block: Block) -> None:
         """Put a block's weights on their grid and add up how large they are."""
-        if not isinstance(self.arithmetic, Exact):
-            return
-        if block.is_bias:
-            block.rounded[...] = block.parameters
+        if not isinstance(self.arithmetic, Exact) or block.layer is None:
             return
         self.arithmetic.round_weights(block.layer, block.parameters, out=block.rounded)
-        magnitudes = np.abs(block.rounded, out=block.scratch)
+        magnitudes = np.abs(block.rounded, out=block.scratch, casting="same_kind")
         self.weight_sums[block.layer] += column_sums(magnitudes)
         if self.needs_row_sums[block.layer]:
             largest = column_sums(magnitudes.T).max()
@@ -396,7 +438,7 @@ class Worker:
         self.crew.wait(self.rank)
         return Epoch(
             number,
-            train_loss_sum / len(run.x),
+            train_loss_sum / len(run.y),
             loss_sum / len(x),
             float(correct / len(x)),
         )
@@ -404,31 +446,35 @@ class Worker:
     def _blocks(self) -> Iterator[Block]:
         """Cut this process's share of the parameters into blocks that fit a core's cache."""
         run = self.training
-        flats = [run.flat, run.flat_rounded, run.flat_gradient, run.flat_average, *run.flat_slots]
-        scratch = np.empty(max(_BLOCK, *run.sizes), np.float32)
-        for number, views in enumerate(zip(*(_layers(f, run.sizes) for f in flats), strict=True)):
-            W = views[0].W
+        flats = [run.flat, run.flat_gradient, run.flat_average, *run.flat_slots]
+        scratch = np.empty(max(_BLOCK, sum(run.sizes)), np.float32)
+
+        def block(layer: int | None, views: Sequence[Array], rounded: Array) -> Block:
+            parameters, gradient, average, *slots = views
+            own_scratch = scratch[: parameters.size].reshape(parameters.shape)
+            return Block(layer, parameters, gradient, average, slots, own_scratch, rounded)
+
+        for number, layers in enumerate(zip(*(_layers(f, run.sizes) for f in flats), strict=True)):
+            W = layers[0].W
             rows = self.crew.share(len(W), self.rank)
+            if W.size <= _SMALL:
+                mine = self.rank == number % self.crew.size
+                rows = slice(0, len(W) if mine else 0)
             height = max(1, _BLOCK // W.shape[1])
             for top in range(rows.start, rows.stop, height):
-                block = slice(top, min(top + height, rows.stop))
-                yield _block(number, False, [layer.W[block] for layer in views], scratch)
-            if self.rank == number % self.crew.size:
-                yield _block(number, True, [layer.b for layer in views], scratch)
-
-
-def _block(layer: int, is_bias: bool, views: Sequence[Array], scratch: Array) -> Block:
-    parameters, rounded, gradient, average, *slots = views
-    own_scratch = scratch[: parameters.size].reshape(parameters.shape)
-    return Block(layer, is_bias, parameters, rounded, gradient, average, slots, own_scratch)
+                part = slice(top, min(top + height, rows.stop))
+                yield block(
+                    number, [layer.W[part] for layer in layers], run.rounded[number].W[part]
+                )
+        if self.rank == 0:
+            biases = slice(len(run.flat) - sum(run.sizes[1:]), None)
+            yield block(None, [flat[biases] for flat in flats], run.flat[biases])
 
 
 def _layers(flat: Array, sizes: Sequence[int]) -> list[Layer]:
-    """Return the layers' `W` and `b` as views of one flat vector: W_1, b_1, W_2, b_2, ..."""
-    layers, start = [], 0
-    for inputs, outputs in pairwise(sizes):
-        middle = start + inputs * outputs
-        end = middle + outputs
-        layers.append(Layer(flat[start:middle].reshape(inputs, outputs), flat[middle:end]))
-        start = end
-    return layers
+    """Return the layers' `W` and `b` as views of one flat vector: W_1, W_2, ..., b_1, b_2, ..."""
+    shapes = list(pairwise(sizes))
+    ends = list(accumulate([*(inputs * outputs for inputs, outputs in shapes), *sizes[1:]]))
+    parts = np.split(flat, ends[:-1])
+    weights, biases = parts[: len(shapes)], parts[len(shapes) :]
+    return [Layer(W.reshape(shape), b) for W, b, shape in zip(weights, biases, shapes, strict=True)]
