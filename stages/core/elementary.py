@@ -23,12 +23,12 @@ LOWEST = -32.0
 
 
 def _exp_table() -> Float64:
-    """Return e**(k / 256), k from 0 down, as indices count from the end of an array: at 0, -1, ...
+    """Return e**(-k / 256) for k = 0, 1, ...
 
     Each is Taylor's series at a 32nd of the exponent, squared 5 times.
     """
     steps = int(LOWEST) * _STEPS_PER_UNIT
-    reduced = np.concatenate([[0.0], np.arange(steps, 0.0)]) / (_STEPS_PER_UNIT * 32.0)
+    reduced = np.arange(0.0, steps - 1, -1.0) / (_STEPS_PER_UNIT * 32.0)
     series = np.ones_like(reduced)
     for n in range(24, 0, -1):
         series = 1.0 + series * reduced / n
@@ -43,18 +43,18 @@ _EXP_TABLE = _exp_table()
 def exp(x: Float64) -> Float64:
     """Return e**x for x <= 0, to a relative error of 2e-9; below -32 it stays at e**-32.
 
-    With x = (k + r) / 256, k a whole number and |r| <= 1/2: e**x = e**(k / 256) * e**(r / 256),
+    With x = (r - k) / 256, k a whole number and |r| <= 1/2: e**x = e**(-k / 256) * e**(r / 256),
     the first from a table, the second as 1 + r / 256 + (r / 256)**2 / 2.
     """
     r = np.maximum(x, LOWEST)
-    r *= _STEPS_PER_UNIT
+    r *= -_STEPS_PER_UNIT
     k = np.rint(r)
-    r -= k
+    np.subtract(k, r, out=r)
     series = r * (0.5 / _STEPS_PER_UNIT**2)
     series += 1.0 / _STEPS_PER_UNIT
     series *= r
     series += 1.0
-    series *= _EXP_TABLE[k.astype(np.intp)]
+    series *= _EXP_TABLE.take(k.astype(np.intp), mode="clip")
     return series
 
 

@@ -16,8 +16,7 @@ Every function that allocates can write into `out` instead, and every sum can be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -139,91 +138,57 @@ def cross_entropy_derivative(
     return np.subtract(probabilities, targets, out=out)
 
 
-@dataclass
-class Workspace:
-    """The arrays that a batch's pass writes, a row a sample.
+class Pass(NamedTuple):
+    """What `forward` finds for a batch.
 
-    Attributes:
-        activations: [x, a_1, ..., a_{L-1}], what enters each layer.
-        last_hidden: a_{L-1} once more, in the output layer's wider type.
-        errors: [dz_1, ..., dz_L], the last in the output layer's wider type and class by class
-            in memory, since sums and maxima over few classes are fastest across rows.
+    `activations` are [x, a_1, ..., a_{L-1}], what enters each layer, (samples, inputs) each;
+    `logits` are z_L, (samples, classes), in the output layer's wider type.
     """
 
     activations: list[Array]
-    last_hidden: Array
-    errors: list[Array]
-
-    @classmethod
-    def empty(
-        cls,
-        sizes: Sequence[int],
-        samples: int,
-        arithmetic: Arithmetic,
-        empty: Callable[..., Array] = np.empty,
-    ) -> Workspace:
-        """Allocate, with `empty`, for a network of `sizes` units, the inputs first."""
-        dtype = arithmetic.narrow
-        return cls(
-            [empty((samples, size), dtype) for size in sizes[:-1]],
-            empty((samples, sizes[-2]), arithmetic.wide),
-            [empty((samples, size), dtype) for size in sizes[1:-1]]
-            + [empty((sizes[-1], samples), arithmetic.wide).T],
-        )
-
-    def rows(self, start: int, stop: int) -> Workspace:
-        """Return the same for the samples from `start` to before `stop`, as views."""
-        rows = slice(start, stop)
-        return Workspace(
-            [a[rows] for a in self.activations],
-            self.last_hidden[rows],
-            [dz[rows] for dz in self.errors],
-        )
-
-    def batch(self, samples: int, inputs: int) -> Workspace:
-        """Return the same for a batch of `samples` that has only the first `inputs` inputs."""
-        whole = self.rows(0, samples)
-        x = self.activations[0].reshape(-1)[: samples * inputs].reshape(samples, inputs)
-        return Workspace([x, *whole.activations[1:]], whole.last_hidden, whole.errors)
+    logits: Array
 
 
-def forward(parameters: Parameters, workspace: Workspace, arithmetic: Arithmetic) -> Array:
-    """Compute a batch's activations from `workspace.activations[0]`, the x, and return the logits.
+def forward(parameters: Parameters, x: Array, arithmetic: Arithmetic) -> Pass:
+    """Compute every layer's output for a batch.
 
     Args:
         parameters: the layers, weights on their grids.
-        workspace: holds x (samples, inputs); its other activations are written.
+        x: (samples, inputs).
         arithmetic: what is rounded on the way.
-
-    Returns:
-        (samples, classes) logits in the output layer's wider type.
     """
-    a = workspace.activations
-    for layer, (W, b) in enumerate(parameters[:-1]):
-        linear(a[layer], W, b, out=a[layer + 1])
-        relu(a[layer + 1], arithmetic.ceiling(layer + 1), out=a[layer + 1])
-        arithmetic.round_activations(layer + 1, a[layer + 1])
-    np.copyto(workspace.last_hidden, a[-1])
-    W, b = parameters[-1]
-    logits: Array = np.empty((len(b), len(a[-1])), arithmetic.wide).T  # in memory as the errors
-    return linear(workspace.last_hidden, W.astype(arithmetic.wide, copy=False), b, logits)
+    activations = [x]
+    for layer, (W, b) in enumerate(parameters[:-1], start=1):
+        a = relu(linear(activations[-1], W, b), arithmetic.ceiling(layer))
+        activations.append(arithmetic.round_activations(layer, a))
+    (W, b), wide = parameters[-1], arithmetic.wide
+    return Pass(activations, linear(activations[-1].astype(wide), W.astype(wide), b))
 
 
-def backward(parameters: Parameters, workspace: Workspace, arithmetic: Arithmetic) -> None:
-    """Carry the output layer's errors, `workspace.errors[-1]`, back to every hidden layer.
+def backward(
+    parameters: Parameters, activations: Sequence[Array], dz: Array, arithmetic: Arithmetic
+) -> list[Array]:
+    """Carry the errors of the output layer back to every hidden layer.
 
     dz_l = (dz_{l+1} @ W_{l+1}.T) * relu'(z_l). Not divided by the batch's size. No error is
     computed for the inputs, which nothing needs.
+
+    Args:
+        parameters: the layers.
+        activations: what entered each layer.
+        dz: dz_L, (samples, classes).
+        arithmetic: what is rounded on the way.
+
+    Returns:
+        [dz_1, ..., dz_L].
     """
-    dz = workspace.errors
+    errors = [dz]
     for layer in range(len(parameters) - 1, 0, -1):
-        W = parameters[layer].W.astype(dz[layer].dtype, copy=False)
-        errors = arithmetic.errors_by_sample(layer, dz[layer])
-        if errors.dtype == dz[layer - 1].dtype:
-            np.matmul(errors, W.T, out=dz[layer - 1])
-        else:
-            dz[layer - 1][...] = errors @ W.T
-        dz[layer - 1] *= relu_derivative(workspace.activations[layer])
+        dz = arithmetic.errors_by_sample(layer, errors[0])
+        W = parameters[layer].W.astype(dz.dtype, copy=False)
+        dz = (dz @ W.T).astype(arithmetic.narrow, copy=False)
+        errors.insert(0, dz * relu_derivative(activations[layer]))
+    return errors
 
 
 def gradient(x: Array, dz: Array, out: Array | None = None) -> Array:
@@ -271,14 +236,11 @@ def on_grids(parameters: Parameters) -> tuple[list[Layer], Exact]:
 
 def logits_of(parameters: Parameters, x: Array, arithmetic: Arithmetic) -> Array:
     """Return the logits (samples, classes) of any number of images, x (samples, 784) uint8."""
-    sizes = [x.shape[1], *(len(b) for _, b in parameters)]
-    workspace = Workspace.empty(sizes, min(len(x), LARGEST_PART), arithmetic)
-    logits = np.empty((len(x), sizes[-1]), arithmetic.wide)
+    logits: Array = np.empty((len(x), len(parameters[-1].b)), arithmetic.wide)
     for start in range(0, len(x), LARGEST_PART):
-        part = x[start : start + LARGEST_PART]
-        batch = workspace.rows(0, len(part))
-        np.multiply(part, PIXELS.grid, out=batch.activations[0], dtype=batch.activations[0].dtype)
-        logits[start : start + len(part)] = forward(parameters, batch, arithmetic)
+        part = slice(start, start + LARGEST_PART)
+        batch = np.multiply(x[part], PIXELS.grid, dtype=arithmetic.narrow)
+        logits[part] = forward(parameters, batch, arithmetic).logits
     return logits
 
 

@@ -24,7 +24,7 @@ class Optimizer(Protocol):
 
     def update(
         self, w: Array, gradient: Array, slots: Sequence[Array], scratch: Array,
-        learning_rate: float, samples: int, step: int,
+        learning_rate: float, samples: float, step: int,
     ) -> None:  # fmt: skip
         """Move `w` by one step, the `step`-th from 1."""
 
@@ -42,7 +42,7 @@ class Momentum:
 
     def update(
         self, w: Array, gradient: Array, slots: Sequence[Array], scratch: Array,
-        learning_rate: float, samples: int, step: int,
+        learning_rate: float, samples: float, step: int,
     ) -> None:  # fmt: skip
         """Move `w` by one step."""
         (v,) = slots
@@ -66,7 +66,7 @@ class Adam:
 
     def update(
         self, w: Array, gradient: Array, slots: Sequence[Array], scratch: Array,
-        learning_rate: float, samples: int, step: int,
+        learning_rate: float, samples: float, step: int,
     ) -> None:  # fmt: skip
         """Move `w` by one step, the `step`-th from 1."""
         m, v = slots

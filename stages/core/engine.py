@@ -1,0 +1,430 @@
+"""One process's share of a network in training.
+
+The crew shares a network out by its units: each process owns some of every hidden layer. It has
+the weights that enter its units of the first layer, and those that leave its units of every other.
+With `own` for its units and a_0 = x, a step of a batch is
+
+    z_1[:, own] = x @ W_1[:, own] + b_1[own]
+    z_l = (sum over the processes of a_{l-1}[:, own] @ W_l[own]) + b_l
+    dz_{l-1}[:, own] = (dz_l @ W_l[own].T) * (a_{l-1}[:, own] > 0)
+    dW_1[:, own] = x.T @ dz_1[:, own]        dW_l[own] = a_{l-1}[:, own].T @ dz_l
+
+so no weight, gradient or velocity ever leaves its process. What the processes show one another
+are a layer's partial sums on the way forwards and hidden layers' errors on the way back: for one
+hidden layer, ten numbers a sample, once a step. Since the sums are exact, neither the number of
+processes nor who owns what changes a bit of the result. The functions are those of
+`stages.core.network`; `forward` and `backward` there say the same for one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import accumulate
+from typing import NamedTuple
+
+import numpy as np
+
+from stages.core import Array
+from stages.core.crew import Crew, shared_array
+from stages.core.exact import PIXELS, Arithmetic, Exact, column_sums
+from stages.core.network import (
+    Exponentials,
+    Layer,
+    cross_entropy_derivative,
+    exponentials,
+    gradient,
+    relu,
+    relu_derivative,
+)
+from stages.core.optimizers import Optimizer
+
+_BLOCK = 32768
+"""Parameters that are updated together: few enough to stay in a core's cache meanwhile."""
+_LANES = 16
+"""The inputs that a product looks at are a multiple of these."""
+
+
+class Board:
+    """What the processes show one another, everything twice.
+
+    While one half is read, the other may already be written: a process that writes a half again
+    has passed a barrier that the others reach only after they have read it.
+
+    Attributes:
+        pixels: (2, samples, inputs) uint8, a batch's images.
+        partial: for each layer but the first, (2, processes, samples, outputs) each process's
+            part of z; the output layer's class by class in memory, since sums and maxima over few
+            classes are fastest across rows.
+        errors: for each layer but the first and the last, (2, samples, outputs) dz.
+        by_unit: the same, rounded for the gradient.
+        weight_sums: (2, processes, units) sums of absolute weights that enter each unit.
+        row_sums: (2, processes, layers) the largest sum over a row of absolute weights.
+    """
+
+    def __init__(self, sizes: Sequence[int], samples: int, crew: int, arithmetic: Arithmetic):
+        *hidden, classes = sizes[1:]
+        self.pixels = shared_array((2, samples, sizes[0]), np.uint8)
+        self.partial = [
+            shared_array((2, crew, samples, units), arithmetic.narrow) for units in hidden[1:]
+        ]
+        logits = shared_array((2, crew, classes, samples), arithmetic.wide)
+        self.partial.append(logits.swapaxes(2, 3))
+        self.errors, self.by_unit = (
+            [shared_array((2, samples, units), arithmetic.narrow) for units in hidden[1:]]
+            for _ in range(2)
+        )
+        self.weight_sums = shared_array((2, crew, sum(sizes[1:])))
+        self.row_sums = shared_array((2, crew, len(sizes) - 1))
+
+
+class Block(NamedTuple):
+    """Some rows of a W, or all biases, with all that the update needs beside them: views."""
+
+    layer: int | None
+    parameters: Array
+    gradient: Array
+    average: Array
+    slots: list[Array]
+    scratch: Array
+    rounded: Array
+
+
+class Views(NamedTuple):
+    """What a process touches for so many samples and inputs on one half of the board: views.
+
+    Attributes:
+        pixels: (samples, inputs) uint8.
+        x: (samples, inputs) what enters the first layer, from 0 to 255: scaling its few
+            outputs instead of its many inputs is a power of two, and so changes no bit.
+        W: the rounded weights, of the first layer those of the inputs looked at.
+        activations: for each hidden layer, (samples, own units) what leaves it.
+        last_hidden: the last of them in the output layer's wider type.
+        errors: for each hidden layer, (samples, own units) dz.
+        partial: for each layer but the first, the own part of z.
+        parts: for each layer but the first, all processes' parts of z: of the own units, and of
+            all classes.
+        shown: for each hidden layer but the first, (samples, units) dz, and the same by unit.
+    """
+
+    pixels: Array
+    x: Array
+    W: list[Array]
+    activations: list[Array]
+    last_hidden: Array
+    errors: list[Array]
+    partial: list[Array]
+    parts: list[list[Array]]
+    shown: list[tuple[Array, Array]]
+
+
+class Share:
+    """One process's units: their parameters, and what a step does with them.
+
+    Layers are numbered from 0, the output layer included.
+    """
+
+    def __init__(
+        self,
+        start: Sequence[Layer],
+        arithmetic: Arithmetic,
+        optimizer: Optimizer,
+        average: bool,
+        board: Board,
+        crew: Crew,
+        rank: int,
+    ) -> None:
+        """Take this rank's share of `start`, the parameters that training starts from."""
+        self.arithmetic, self.optimizer = arithmetic, optimizer
+        self.board, self.crew, self.rank = board, crew, rank
+        self.own = [crew.share(len(b), rank) for _, b in start[:-1]]
+        mine = self._of(start)
+        flat: Array = np.concatenate([W.ravel() for W, _ in mine] + [b for _, b in mine])
+        self.flat = flat.astype(arithmetic.narrow)
+        self.flat_gradient = np.zeros_like(self.flat)
+        self.flat_average = self.flat.copy() if average else self.flat
+        self.flat_slots = [np.zeros_like(self.flat) for _ in range(optimizer.slots)]
+        self.parameters, self.gradients, self.averages = (
+            _split(vector, mine) for vector in (self.flat, self.flat_gradient, self.flat_average)
+        )
+        self.rounded = [W for W, _ in self.parameters]
+        if isinstance(arithmetic, Exact):
+            self.rounded = [arithmetic.round_weights(n, W) for n, W in enumerate(self.rounded)]
+        # The output layer's stay in the wider type that its products need.
+        self.rounded[-1] = self.rounded[-1].astype(arithmetic.wide, copy=False)
+        self.blocks = list(self._blocks())
+
+        _, samples, inputs = board.pixels.shape
+        units = [own.stop - own.start for own in self.own]
+        self.x = np.empty(samples * inputs, arithmetic.narrow)
+        self.activations, self.errors = (
+            [np.empty((samples, count), arithmetic.narrow) for count in units] for _ in range(2)
+        )
+        self.last_hidden = np.empty((samples, units[-1]), arithmetic.wide)
+        self.views = cache(self._views)
+        ends = list(accumulate(len(b) for _, b in start))
+        # Of both halves of the board: all own sums, and those of each layer.
+        self.all_sums = list(board.weight_sums[:, rank])
+        self.layer_sums = [np.split(sums, ends[:-1]) for sums in self.all_sums]
+        for layers in self.layer_sums:
+            layers[0] = layers[0][self.own[0]]
+        # Only hidden layers that carry errors back, in float32, need them.
+        self.needs_row_sums = [0 < number < len(start) - 1 for number in range(len(start))]
+        self.steps = 0
+        self._round_all()
+
+    def learn(
+        self, half: int, samples: int, inputs: int, targets: Array, add: bool
+    ) -> Exponentials:
+        """Take the images on the board forwards and backwards; find the own share's gradient.
+
+        Args:
+            half: of the board, where the images are.
+            samples: how many there are.
+            inputs: how many of their pixels are looked at; the others are dark in all of them.
+            targets: (samples, classes) one_hot of the labels.
+            add: add to the gradient of the batch's earlier parts, instead of starting anew.
+
+        Returns:
+            The pieces of the softmax, which the losses are made of.
+
+        Raises:
+            ExactnessError: something has grown beyond its bound.
+        """
+        inputs = min(-(-inputs // _LANES) * _LANES, self.board.pixels.shape[2])
+        views = self.views(half, samples, inputs)
+        np.copyto(views.x, views.pixels)
+        logits = self._forward(views)
+        pieces = exponentials(logits, self.arithmetic)
+        dz = cross_entropy_derivative(pieces.e / pieces.total, targets)
+        self._backward(views, self.arithmetic.round_output_errors(dz), add)
+        return pieces
+
+    def _forward(self, views: Views) -> Array:
+        """Return the logits of all samples."""
+        self._to_second_layer(views)
+        self.crew.wait(self.rank)
+        while not self._bounds_kept():
+            self._to_second_layer(views)
+            self.crew.wait(self.rank)
+        for number, parts in enumerate(views.parts[:-1], start=1):
+            a, b = views.activations[number], self.parameters[number].b
+            self._activate(number, _total(parts, b, out=a))
+            self._to_next_layer(number, views)
+            self.crew.wait(self.rank)
+        return _total(views.parts[-1], self.parameters[-1].b)
+
+    def _to_second_layer(self, views: Views) -> None:
+        z = np.matmul(views.x, views.W[0], out=views.activations[0])
+        z *= PIXELS.grid
+        z += self.parameters[0].b
+        self._activate(0, z)
+        self._to_next_layer(0, views)
+
+    def _activate(self, number: int, z: Array) -> None:
+        """Turn a layer's z into its activations, in place."""
+        relu(z, self.arithmetic.ceiling(number + 1), out=z)
+        self.arithmetic.round_activations(number + 1, z)
+
+    def _to_next_layer(self, number: int, views: Views) -> None:
+        """Show the own part of what the activations of a layer make of the next one's z."""
+        np.matmul(self._leaving(number, views), views.W[number + 1], out=views.partial[number])
+
+    def _leaving(self, number: int, views: Views) -> Array:
+        """Return the own activations of a layer, in the type that the next one's products need."""
+        if number < len(views.activations) - 1:
+            return views.activations[number]
+        np.copyto(views.last_hidden, views.activations[number])
+        return views.last_hidden
+
+    def _backward(self, views: Views, dz: Array, add: bool) -> None:
+        """Find the gradient of the own share, given the output layer's errors."""
+        last = len(views.W) - 1
+        self._add_gradient(last, views.last_hidden, dz, column_sums(dz), add)
+        errors = views.errors
+        product = dz @ views.W[last].T
+        product *= relu_derivative(views.activations[-1])
+        np.copyto(errors[-1], product, casting="same_kind")
+        for number in range(last - 1, 0, -1):
+            by_unit = self.arithmetic.errors_by_unit(number, errors[number])
+            all_errors, all_by_unit = views.shown[number - 1]
+            all_errors[:, self.own[number]] = errors[number]
+            all_by_unit[:, self.own[number]] = by_unit
+            self.crew.wait(self.rank)
+            a = views.activations[number - 1]
+            self._add_gradient(number, a, all_by_unit, column_sums(by_unit), add)
+            by_sample = self.arithmetic.errors_by_sample(number, all_errors)
+            np.matmul(by_sample, views.W[number].T, out=errors[number - 1])
+            errors[number - 1] *= relu_derivative(a)
+        by_unit = self.arithmetic.errors_by_unit(0, errors[0])
+        self._add_gradient(0, views.x, by_unit, column_sums(by_unit), add)
+
+    def _add_gradient(self, number: int, x: Array, dz: Array, db: Array, add: bool) -> None:
+        gradients = self.gradients[number]
+        looked_at = gradients.W[: x.shape[1]]
+        if add:
+            looked_at += gradient(x, dz)
+            gradients.b[...] += db
+        else:
+            gradient(x, dz, out=looked_at)
+            gradients.W[x.shape[1] :] = 0.0
+            gradients.b[...] = db
+
+    def update(self, samples: int, rate: float, l2: float, average: float) -> None:
+        """Move the own parameters by one step, block by block, and round them.
+
+        Args:
+            samples: that the gradient is a sum over.
+            rate: the learning rate.
+            l2: the weight of the penalty on large weights.
+            average: the share of the average that a step leaves as it was; 0: there is none.
+        """
+        self.steps += 1
+        # A short training's average must not be its beginning: the share grows to its full size.
+        kept_share = min(average, (1.0 + self.steps) / (10.0 + self.steps))
+        self._clear_sums()
+        for block in self.blocks:
+            w, g, scratch = block.parameters, block.gradient, block.scratch
+            # The first layer's gradient is for pixels of 0 to 255.
+            weight = samples / PIXELS.grid if block.layer == 0 else samples
+            if l2 and block.layer is not None:
+                np.multiply(w, l2 * weight, out=scratch)
+                np.add(g, scratch, out=g)
+            self.optimizer.update(w, g, block.slots, scratch, rate, weight, self.steps)
+            if average:
+                np.subtract(w, block.average, out=scratch)
+                scratch *= 1.0 - kept_share
+                np.add(block.average, scratch, out=block.average)
+            self._round(block)
+
+    def _round_all(self) -> None:
+        self._clear_sums()
+        for block in self.blocks:
+            self._round(block)
+
+    def _round(self, block: Block) -> None:
+        """Put a block's weights on their grid and add up how large they are."""
+        if not isinstance(self.arithmetic, Exact) or block.layer is None:
+            return
+        self.arithmetic.round_weights(block.layer, block.parameters, out=block.rounded)
+        magnitudes = np.abs(block.rounded, out=block.scratch, casting="same_kind")
+        self.weight_sums[block.layer] += column_sums(magnitudes)
+        if self.needs_row_sums[block.layer]:
+            largest = column_sums(magnitudes.T).max(initial=0.0)
+            self.row_sums[block.layer] = max(self.row_sums[block.layer], largest)
+
+    def _clear_sums(self) -> None:
+        """Begin new sums on the half of the board that the others do not read now."""
+        half = self.steps % 2
+        self.all_sums[half].fill(0.0)
+        self.weight_sums = self.layer_sums[half]
+        self.row_sums = self.board.row_sums[half, self.rank]
+        self.row_sums.fill(0.0)
+
+    def _bounds_kept(self) -> bool:
+        """Say whether the weights keep their bounds; if not, put them on coarser grids.
+
+        Every process sees the same sums and so decides the same.
+        """
+        if not isinstance(self.arithmetic, Exact):
+            return True
+        half = self.steps % 2
+        if self.arithmetic.weights_fit(column_sums(self.board.weight_sums[half])):
+            if any(self.needs_row_sums):
+                self.arithmetic.row_sums = self.board.row_sums[half].max(axis=0).tolist()
+            return True
+        self.crew.wait(self.rank)
+        self._round_all()
+        return False
+
+    def show(self, layers: Sequence[Layer], inputs: Array, averaged: bool) -> None:
+        """Write the own share into `layers`, the whole network's, which all can read.
+
+        Args:
+            layers: to be written.
+            inputs: (inputs,) where in the whole network each input stands.
+            averaged: the averages, or else the rounded weights.
+        """
+        W = [layer.W for layer in self.averages] if averaged else self.rounded
+        biases = [layer.b for layer in (self.averages if averaged else self.parameters)]
+        layers[0].W[:, self.own[0]][inputs] = W[0]
+        for layer, own, part in zip(layers[1:], self.own, W[1:], strict=True):
+            layer.W[own] = part
+        for layer, own, b in zip(layers[:-1], self.own, biases[:-1], strict=True):
+            layer.b[own] = b
+        if self.rank == 0:
+            layers[-1].b[...] = biases[-1]
+
+    def _of(self, layers: Sequence[Layer]) -> list[Layer]:
+        """Return the own share of a network's layers, as views."""
+        (W, b), *others = layers
+        first = Layer(W[:, self.own[0]], b[self.own[0]])
+        units = [*self.own[1:], slice(None)]
+        return [
+            first,
+            *(
+                Layer(W[rows], b[own])
+                for (W, b), rows, own in zip(others, self.own, units, strict=True)
+            ),
+        ]
+
+    def _views(self, half: int, samples: int, inputs: int) -> Views:
+        board = self.board
+        columns = [*self.own[1:], slice(None)]
+        return Views(
+            pixels=board.pixels[half, :samples, :inputs],
+            x=self.x[: samples * inputs].reshape(samples, inputs),
+            W=[self.rounded[0][:inputs], *self.rounded[1:]],
+            activations=[a[:samples] for a in self.activations],
+            last_hidden=self.last_hidden[:samples],
+            errors=[dz[:samples] for dz in self.errors],
+            partial=[z[half, self.rank, :samples] for z in board.partial],
+            parts=[
+                [part[:samples, own] for part in z[half]]
+                for z, own in zip(board.partial, columns, strict=True)
+            ],
+            shown=[
+                (dz[half, :samples], by_unit[half, :samples])
+                for dz, by_unit in zip(board.errors, board.by_unit, strict=True)
+            ],
+        )
+
+    def _blocks(self) -> Iterator[Block]:
+        """Cut the own parameters into blocks that fit a core's cache."""
+        vectors = [self.flat, self.flat_gradient, self.flat_average, *self.flat_slots]
+        scratch = np.empty(max(_BLOCK, len(self.flat)), self.flat.dtype)
+
+        def block(layer: int | None, views: Sequence[Array], rounded: Array) -> Block:
+            parameters, gradient, average, *slots = views
+            own_scratch = scratch[: parameters.size].reshape(parameters.shape)
+            return Block(layer, parameters, gradient, average, slots, own_scratch, rounded)
+
+        like = self.parameters
+        for number, layers in enumerate(zip(*(_split(v, like) for v in vectors), strict=True)):
+            rows, columns = layers[0].W.shape
+            height = max(1, _BLOCK // max(1, columns))
+            for top in range(0, rows, height):
+                part = slice(top, top + height)
+                views = [layer.W[part] for layer in layers]
+                yield block(number, views, self.rounded[number][part])
+        biases = slice(sum(W.size for W, _ in like), None)
+        yield block(None, [vector[biases] for vector in vectors], self.flat[biases])
+
+
+def _total(parts: Sequence[Array], b: Array, out: Array | None = None) -> Array:
+    """Return the sum of all processes' parts, plus b."""
+    total, *others = parts
+    for part in others:
+        total = np.add(total, part, out=out)
+    summed: Array = np.add(total, b, out=out)
+    return summed
+
+
+def _split(flat: Array, like: Sequence[Layer]) -> list[Layer]:
+    """Return the layers' `W` and `b` as views of one flat vector: W_1, W_2, ..., b_1, b_2, ..."""
+    shapes = [W.shape for W, _ in like] + [b.shape for _, b in like]
+    ends = list(accumulate(int(np.prod(shape)) for shape in shapes))
+    views = [
+        part.reshape(shape) for part, shape in zip(np.split(flat, ends[:-1]), shapes, strict=True)
+    ]
+    return [Layer(W, b) for W, b in zip(views[: len(like)], views[len(like) :], strict=True)]
