@@ -32,7 +32,6 @@ from stages.core.exact import (
 )
 from stages.core.network import (
     Layer,
-    Workspace,
     backward,
     cross_entropy,
     cross_entropy_derivative,
@@ -270,31 +269,29 @@ def test_every_sum_of_a_pass_is_exact(
         Layer(arithmetic.round_weights(number, W), b)
         for number, (W, b) in enumerate(zip(weights, biases, strict=True))
     ]
-    sizes = [len(weights[0]), *(W.shape[1] for W in weights)]
-    workspace = Workspace.empty(sizes, samples, arithmetic)
-    pixels = generator.integers(0, brightest + 1, (samples, sizes[0]))
-    workspace.activations[0][...] = pixels * PIXELS.grid
-    logits = forward(layers, workspace, arithmetic)
-    y = generator.integers(0, sizes[-1], samples)
+    classes = weights[-1].shape[1]
+    pixels = generator.integers(0, brightest + 1, (samples, len(weights[0])))
+    activations, logits = forward(layers, (pixels * PIXELS.grid).astype(np.float32), arithmetic)
+    y = generator.integers(0, classes, samples)
     probabilities = softmax(logits, arithmetic)
-    cross_entropy_derivative(probabilities, one_hot(y, sizes[-1]), out=workspace.errors[-1])
-    arithmetic.round_output_errors(workspace.errors[-1])
-    backward(layers, workspace, arithmetic)
+    output_errors = cross_entropy_derivative(probabilities, one_hot(y, classes))
+    arithmetic.round_output_errors(output_errors)
+    errors = backward(layers, activations, output_errors, arithmetic)
 
     last = len(layers) - 1
     for number, (W, _) in enumerate(layers):
         kind = np.float64 if number == last else np.float32
         signal = arithmetic.signals[number]
-        x, dz = workspace.activations[number], workspace.errors[number]
+        x, dz = activations[number], errors[number]
         assert is_on_grid(x, signal.grid)
         assert x.min() >= 0.0
         assert x.max() <= signal.grid * signal.steps
         assert is_on_grid(W, arithmetic.grids[number])
         assert_product_is_exact(x.astype(kind), W.astype(kind), kind, generator)
 
-        sums = arithmetic.error_sums(dz)
+        sums = column_sums(np.abs(dz).astype(np.float64))
         assert (as_integers(sums) == as_integers(np.abs(dz)).sum(axis=0)).all()
-        by_unit = arithmetic.errors_by_unit(number, dz, sums)
+        by_unit = arithmetic.errors_by_unit(number, dz)
         assert_product_is_exact(x.T.astype(kind), by_unit.astype(kind), kind, generator)
         # The bias's gradient is a sum of the same errors.
         assert (as_integers(column_sums(by_unit)) == as_integers(by_unit).sum(axis=0)).all()
@@ -327,7 +324,7 @@ def test_the_sums_of_a_full_part_of_saturated_units_are_exact() -> None:
         W = arithmetic.round_weights(number, weights[number]).astype(kind)
         assert_product_is_exact(x[:3], W, kind, generator)
         dz = generator.choice([-1.0, 1.0], (LARGEST_PART, 4)).astype(kind)
-        by_unit = arithmetic.errors_by_unit(number, dz, arithmetic.error_sums(dz))
+        by_unit = arithmetic.errors_by_unit(number, dz)
         assert_product_is_exact(x.T, by_unit, kind, generator)
 
 
@@ -339,11 +336,10 @@ def test_activations_saturate_at_the_end_of_their_grid() -> None:
     layers = [Layer(np.full((2, 2), 16.0, np.float32), np.full(2, 1e6, np.float32))] * 2
     layers.append(Layer(np.ones((2, 10), np.float32), np.zeros(10, np.float32)))
     arithmetic = Exact([W for W, _ in layers])
-    workspace = Workspace.empty([2, 2, 2, 10], 1, arithmetic)
-    workspace.activations[0][...] = PIXELS.ceiling
-    logits = forward(layers, workspace, arithmetic)
-    assert workspace.activations[1].tolist() == [[16.0 - 2.0**-5] * 2]
-    assert workspace.activations[2].tolist() == [[32.0 - 2.0**-16] * 2]
+    x = np.full((1, 2), PIXELS.ceiling, np.float32)
+    activations, logits = forward(layers, x, arithmetic)
+    assert activations[1].tolist() == [[16.0 - 2.0**-5] * 2]
+    assert activations[2].tolist() == [[32.0 - 2.0**-16] * 2]
     assert logits.tolist() == [[2 * (32.0 - 2.0**-16)] * 10]
 
 
@@ -471,7 +467,7 @@ def test_errors_by_unit_keep_their_bound_after_rounding(
     elif kind == "one large":
         dz[1:] *= 2.0**-12
     dz = round_to_grid(dz * 2.0**exponent, 2.0**-36).astype(np.float32)
-    found = arithmetic.errors_by_unit(layer, dz, arithmetic.error_sums(dz))
+    found = arithmetic.errors_by_unit(layer, dz)
     limit = (PIXELS, HIDDEN)[layer].limit
     # Of one unit's errors the finest bit tells what grid they are on at the coarsest.
     for unit, rounded in zip(dz.T, found.T, strict=True):
@@ -510,7 +506,7 @@ def test_more_samples_than_a_part_holds_are_caught() -> None:
     dz = np.full((1000, 4), 32.5001 * 2.0**-10, np.float32)
     arithmetic = Exact([np.zeros((4, 4), np.float32)] * 3)
     with pytest.raises(ExactnessError):
-        arithmetic.errors_by_unit(1, dz, arithmetic.error_sums(dz))
+        arithmetic.errors_by_unit(1, dz)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 2.0**17])
@@ -519,13 +515,13 @@ def test_errors_that_are_too_large_are_caught(bad: float) -> None:
     dz = np.zeros((5, 3), np.float32)
     dz[2, 1] = bad
     with pytest.raises(ExactnessError, match=r"errors of layer 1 add up to \S+ in one batch"):
-        arithmetic.errors_by_unit(0, dz, arithmetic.error_sums(dz))
+        arithmetic.errors_by_unit(0, dz)
 
 
 def test_errors_just_below_their_bound_are_not_refused() -> None:
     arithmetic = Exact([np.zeros((4, 1), np.float32), np.zeros((1, 10), np.float32)])
     dz = np.full((LARGEST_PART, 1), 255.0, np.float32)
-    found = arithmetic.errors_by_unit(0, dz, arithmetic.error_sums(dz))
+    found = arithmetic.errors_by_unit(0, dz)
     assert np.abs(found - dz).max() <= 1.0
 
 
@@ -575,7 +571,7 @@ def test_plain_arithmetic_changes_nothing() -> None:
         plain.round_exponentials(values),
         plain.round_output_errors(values),
         plain.errors_by_sample(1, values),
-        plain.errors_by_unit(0, values, plain.error_sums(values)),
+        plain.errors_by_unit(0, values),
     ):
         assert found is values
     assert plain.loss_sum(values) == values.sum()

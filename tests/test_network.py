@@ -16,7 +16,6 @@ from stages.core import Array
 from stages.core.exact import Arithmetic, Exact, Plain, column_sums
 from stages.core.network import (
     Layer,
-    Workspace,
     backward,
     cross_entropy,
     cross_entropy_derivative,
@@ -61,18 +60,15 @@ def pass_through(
     parameters: Sequence[Layer], x: Array, y: Array, arithmetic: Arithmetic
 ) -> tuple[Array, list[Layer]]:
     """Return the logits and the mean gradient of a batch, x uint8, as a training step has them."""
-    sizes = [x.shape[1], *(len(b) for _, b in parameters)]
-    workspace = Workspace.empty(sizes, len(x), arithmetic)
-    workspace.activations[0][...] = x / 256.0
-    logits = forward(parameters, workspace, arithmetic)
-    dz = workspace.errors
+    activations, logits = forward(parameters, np.asarray(x / 256.0, arithmetic.narrow), arithmetic)
     probabilities = softmax(logits, arithmetic)
-    cross_entropy_derivative(probabilities, one_hot(y, sizes[-1]), out=dz[-1])
-    arithmetic.round_output_errors(dz[-1])
-    backward(parameters, workspace, arithmetic)
+    targets = one_hot(y, len(parameters[-1].b))
+    errors = arithmetic.round_output_errors(cross_entropy_derivative(probabilities, targets))
     gradients = []
-    for number, a in enumerate(workspace.activations):
-        by_unit = arithmetic.errors_by_unit(number, dz[number], arithmetic.error_sums(dz[number]))
+    for number, (a, dz) in enumerate(
+        zip(activations, backward(parameters, activations, errors, arithmetic), strict=True)
+    ):
+        by_unit = arithmetic.errors_by_unit(number, dz)
         gradients.append(Layer(gradient(a, by_unit) / len(x), column_sums(by_unit) / len(x)))
     return logits, gradients
 

@@ -20,6 +20,7 @@ import pytest
 from stages import runtime
 from stages.core import Array
 from stages.core.augmentation import Augmentation
+from stages.core.data import Images
 from stages.core.network import Layer, initialise, logits_of, on_grids, predict, score
 from stages.core.training import DivergedError, Epoch, Recipe, Training
 
@@ -184,6 +185,17 @@ def test_full_batch_training_agrees_with_an_independent_float64_run(name: str) -
             assert epoch.validation_accuracy == pytest.approx(right, abs=accuracy_error)
 
 
+@forks
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_engine_in_float64_agrees_with_it_to_float64_accuracy(name: str, workers: int) -> None:
+    recipe = RECIPES[name]
+    start = start_of(recipe, TRAIN)
+    expected = reference(recipe, start, [TRAIN] * recipe.epochs)[-1]
+    found = Training(TRAIN, VALIDATION, recipe, workers, exact=False, dtype=np.float64).run()
+    assert_close(found, expected, start, 1e-6 if "adam" in name else 1e-11)
+
+
 @pytest.mark.parametrize("batch_size", [100, 1000])
 @pytest.mark.parametrize("schedule", ["constant", "one_cycle"])
 def test_a_last_smaller_batch_is_a_mean_over_its_own_images(batch_size: int, schedule: str) -> None:
@@ -298,6 +310,21 @@ def test_how_the_images_lie_in_memory_changes_no_byte(tmp_path: Path) -> None:
     for other in (np.asfortranarray(x), mapped, wide[:, ::2], frozen):
         assert digest(train(recipe, (other, y))[0]) == expected
     assert digest(train(recipe, (x, y.astype(np.int64)))[0]) == expected
+
+
+def test_leaving_dark_pixels_out_changes_no_byte(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = digits(300, seed=3, pixels=784)
+    bright = np.random.default_rng(3).random(x.shape) < np.linspace(0.0, 0.3, 784)
+    recipe = Recipe([16, 9], batch_size=40, epochs=3, learning_rate=0.05, l2=0.001)
+    sparse = (np.where(bright, x, 0).astype(np.uint8), y)
+    sorted_by_use = Images.by_use(sparse[0])
+    assert sorted_by_use.used.max() <= 783  # the first pixel is never bright
+    assert sorted_by_use.used.min() < 700
+    found = train(recipe, sparse, digits(50, seed=4, pixels=784))
+    monkeypatch.setattr(Images, "by_use", Images.as_they_are)
+    expected = train(recipe, sparse, digits(50, seed=4, pixels=784))
+    assert digest(found[0]) == digest(expected[0])
+    assert found[1] == expected[1]
 
 
 def test_training_leaves_the_data_as_it_is() -> None:

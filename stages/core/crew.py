@@ -20,7 +20,7 @@ from numpy.typing import DTypeLike
 
 from stages.core import Array
 
-_SPINS = 2000
+_SPINS = 20000
 _PATIENCE = 1.0  # seconds between looks at whether the others are still alive
 
 

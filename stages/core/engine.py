@@ -140,7 +140,7 @@ class Share:
         self.own = [crew.share(len(b), rank) for _, b in start[:-1]]
         mine = self._of(start)
         flat: Array = np.concatenate([W.ravel() for W, _ in mine] + [b for _, b in mine])
-        self.flat = flat.astype(arithmetic.narrow)
+        self.flat: Array = flat.astype(arithmetic.narrow)
         self.flat_gradient = np.zeros_like(self.flat)
         self.flat_average = self.flat.copy() if average else self.flat
         self.flat_slots = [np.zeros_like(self.flat) for _ in range(optimizer.slots)]
