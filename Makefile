@@ -3,10 +3,15 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: repro test verify lint lock
+.PHONY: repro report test verify lint lock
 
 repro: .venv/.ready
 	dvc repro
+
+# REV is what the workspace is compared with: a commit, a branch, a tag or an experiment.
+REV = HEAD
+report: .venv/.ready
+	python -m tools.report -- "$(REV)"
 
 test: .venv/.ready
 	pytest --cov --cov-report=term:skip-covered
