@@ -3,10 +3,15 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: repro report test verify lint lock
+.PHONY: repro experiments report test verify lint lock
 
 repro: .venv/.ready
 	dvc repro
+
+# The best first, in a table that fits a terminal: the parameters that differ, one figure, no hashes.
+experiments: .venv/.ready
+	dvc exp show --only-changed --sort-by validation.accuracy --sort-order desc \
+		--drop 'Created|.*(/|error|loss)|(train|test)\.accuracy'
 
 # REV is what the workspace is compared with: a commit, a branch, a tag or an experiment.
 REV = HEAD
