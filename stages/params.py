@@ -28,7 +28,13 @@ def _number(value: object) -> object:
     return value
 
 
+def _truth(value: object) -> object:
+    """Turn `true` and `false` into what they say and leave anything else to the schema."""
+    return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
+
+
 FromText = BeforeValidator(_number)
+FromYesNo = BeforeValidator(_truth)
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1), FromText]
 
 
@@ -67,17 +73,23 @@ class TrainParams(_Section):
         list[Annotated[int, Field(ge=1, le=8192), FromText]], Field(min_length=1, max_length=8)
     ]
     initialisation: Literal["he", "glorot", "uniform"]
-    optimizer: Literal["sgd", "adam"]
+    optimizer: Literal["sgd", "nesterov", "adam"]
     learning_rate: Annotated[float, Field(gt=0, le=100), FromText]
     schedule: Literal["constant", "cosine", "step", "one_cycle"]
+    warm_up: Annotated[float, Field(ge=0, lt=1), FromText]
     momentum: Annotated[float, Field(ge=0, lt=1), FromText]
     batch_size: Annotated[int, Field(ge=1, le=60000), FromText] | Literal["all"]
     epochs: Annotated[int, Field(ge=1, le=10000), FromText]
     l2: Annotated[float, Field(ge=0, le=1), FromText]
+    weight_decay: Annotated[float, Field(ge=0, le=1), FromText]
+    max_norm: Annotated[float, Field(ge=0, le=100), FromText]
+    dropout: Annotated[float, Field(ge=0, lt=1), FromText]
+    label_smoothing: Annotated[float, Field(ge=0, lt=1), FromText]
     average: Annotated[float, Field(ge=0, lt=1), FromText]
     augmentation: AugmentationParams
     seed: Seed
     keep: Literal["best", "last"]
+    include_validation: Annotated[bool, FromYesNo]
 
 
 class VisualizeParams(_Section):
@@ -228,6 +240,8 @@ def _allowed(schema: dict[str, Any]) -> str:
     if schema["type"] == "array":
         most = f" to {schema['maxItems']}" if "maxItems" in schema else " or more"
         return f"a list of {schema['minItems']}{most} items, each {_allowed(schema['items'])}"
+    if schema["type"] == "boolean":
+        return "true or false"
     if schema["type"] == "integer":
         return f"a whole number from {schema['minimum']} to {schema['maximum']}"
     bounds = {

@@ -9,6 +9,7 @@ from tqdm import tqdm
 from stages import runtime
 from stages.core.augmentation import Augmentation
 from stages.core.crew import CrewError
+from stages.core.data import joined
 from stages.core.training import DivergedError, Epoch, Recipe, Training
 from stages.errors import InputError, run
 from stages.files import load_array, save_csv
@@ -26,6 +27,8 @@ def main() -> None:
         for name in ("train", "validation")
     )
     settings = params.model_dump()
+    if settings.pop("include_validation"):
+        train = joined(train, validation)
     augmentation = Augmentation(**settings.pop("augmentation"))
     recipe = Recipe(**settings, augmentation=augmentation)
     training = Training(train, validation, recipe, workers=runtime.worker_count())

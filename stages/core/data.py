@@ -10,6 +10,8 @@ from stages.core import Array
 
 CLASSES = 10
 
+Set = tuple[Array, Array]
+
 _SAMPLE = 8192
 _CHUNK = 512
 
@@ -47,6 +49,11 @@ def check(images: Array, labels: Array) -> None:
 def flatten(images: Array) -> Array:
     """Return images (samples, height, width) as rows of pixels (samples, height * width)."""
     return images.reshape(len(images), -1)
+
+
+def joined(first: Set, second: Set) -> Set:
+    """Return two labelled sets, x (samples, pixels) and y (samples,) each, as one."""
+    return np.concatenate([first[0], second[0]]), np.concatenate([first[1], second[1]])
 
 
 def stratified_split(labels: Array, held_out: int, seed: int) -> tuple[Array, Array]:

@@ -27,7 +27,7 @@ import numpy as np
 
 from stages.core import Array
 from stages.core.crew import Crew, shared_array
-from stages.core.exact import PIXELS, Arithmetic, Exact, column_sums
+from stages.core.exact import PIXELS, Arithmetic, Exact, column_sums, round_to_grid
 from stages.core.network import (
     Exponentials,
     Layer,
@@ -59,6 +59,7 @@ class Board:
         errors: for each layer but the first and the last, (2, samples, outputs) dz.
         by_unit: the same, rounded for the gradient.
         weight_sums: (2, processes, units) sums of absolute weights that enter each unit.
+        square_sums: the same of squared weights.
         row_sums: (2, processes, layers) the largest sum over a row of absolute weights.
     """
 
@@ -75,7 +76,28 @@ class Board:
             for _ in range(2)
         )
         self.weight_sums = shared_array((2, crew, sum(sizes[1:])))
+        self.square_sums = shared_array((2, crew, sum(sizes[1:])), np.float64)
         self.row_sums = shared_array((2, crew, len(sizes) - 1))
+
+
+class Regularisation(NamedTuple):
+    """What keeps the weights small and the units independent; 0 means none.
+
+    Attributes:
+        l2: weight of the penalty on squared weights, in the gradient: g + l2 w.
+        weight_decay: share of each weight, times the learning rate, that a step takes away
+            apart from the gradient (Loshchilov and Hutter 2019, "Decoupled Weight Decay
+            Regularization", eq. 9).
+        max_norm: the largest Euclidean norm of the weights that enter a unit; longer ones are
+            scaled back after a step (Srivastava et al. 2014, section 5.1).
+        dropout: share of the hidden units that each sample does without (Srivastava et al. 2014,
+            section 4); the trained weights that leave them are scaled by 1 - dropout.
+    """
+
+    l2: float = 0.0
+    weight_decay: float = 0.0
+    max_norm: float = 0.0
+    dropout: float = 0.0
 
 
 class Block(NamedTuple):
@@ -129,13 +151,18 @@ class Share:
         start: Sequence[Layer],
         arithmetic: Arithmetic,
         optimizer: Optimizer,
-        average: bool,
+        regularisation: Regularisation,
+        average: float,
         board: Board,
         crew: Crew,
         rank: int,
     ) -> None:
-        """Take this rank's share of `start`, the parameters that training starts from."""
+        """Take this rank's share of `start`, the parameters that training starts from.
+
+        `average` is the share of the weights' average that a step leaves as it was; 0: none.
+        """
         self.arithmetic, self.optimizer = arithmetic, optimizer
+        self.regularisation, self.average = regularisation, average
         self.board, self.crew, self.rank = board, crew, rank
         self.own = [crew.share(len(b), rank) for _, b in start[:-1]]
         mine = self._of(start)
@@ -162,19 +189,25 @@ class Share:
         )
         self.last_hidden = np.empty((samples, units[-1]), arithmetic.wide)
         self.views = cache(self._views)
-        ends = list(accumulate(len(b) for _, b in start))
+        self.hidden_sizes = [len(b) for _, b in start[:-1]]
+        self.ends = list(accumulate(len(b) for _, b in start))
         # Of both halves of the board: all own sums, and those of each layer.
         self.all_sums = list(board.weight_sums[:, rank])
-        self.layer_sums = [np.split(sums, ends[:-1]) for sums in self.all_sums]
-        for layers in self.layer_sums:
-            layers[0] = layers[0][self.own[0]]
+        self.layer_sums = [self._by_layer(sums) for sums in self.all_sums]
+        self.layer_squares = [self._by_layer(sums) for sums in board.square_sums[:, rank]]
         # Only hidden layers that carry errors back, in float32, need them.
         self.needs_row_sums = [0 < number < len(start) - 1 for number in range(len(start))]
         self.steps = 0
         self._round_all()
 
     def learn(
-        self, half: int, samples: int, inputs: int, targets: Array, add: bool
+        self,
+        half: int,
+        samples: int,
+        inputs: int,
+        targets: Array,
+        generator: np.random.Generator,
+        add: bool,
     ) -> Exponentials:
         """Take the images on the board forwards and backwards; find the own share's gradient.
 
@@ -183,6 +216,7 @@ class Share:
             samples: how many there are.
             inputs: how many of their pixels are looked at; the others are dark in all of them.
             targets: (samples, classes) one_hot of the labels.
+            generator: says which units are dropped; the same in every process.
             add: add to the gradient of the batch's earlier parts, instead of starting anew.
 
         Returns:
@@ -194,37 +228,49 @@ class Share:
         inputs = min(-(-inputs // _LANES) * _LANES, self.board.pixels.shape[2])
         views = self.views(half, samples, inputs)
         np.copyto(views.x, views.pixels)
-        logits = self._forward(views)
+        logits = self._forward(views, self._kept_units(samples, generator))
         pieces = exponentials(logits, self.arithmetic)
         dz = cross_entropy_derivative(pieces.e / pieces.total, targets)
         self._backward(views, self.arithmetic.round_output_errors(dz), add)
         return pieces
 
-    def _forward(self, views: Views) -> Array:
+    def _kept_units(self, samples: int, generator: np.random.Generator) -> list[Array | None]:
+        """Draw for each hidden layer which own units (samples, units) are kept; None: all."""
+        dropout = self.regularisation.dropout
+        if not dropout:
+            return [None] * len(self.own)
+        return [
+            (generator.random((samples, units), np.float32) >= dropout)[:, own]
+            for units, own in zip(self.hidden_sizes, self.own, strict=True)
+        ]
+
+    def _forward(self, views: Views, kept: Sequence[Array | None]) -> Array:
         """Return the logits of all samples."""
-        self._to_second_layer(views)
+        self._to_second_layer(views, kept[0])
         self.crew.wait(self.rank)
         while not self._bounds_kept():
-            self._to_second_layer(views)
+            self._to_second_layer(views, kept[0])
             self.crew.wait(self.rank)
         for number, parts in enumerate(views.parts[:-1], start=1):
             a, b = views.activations[number], self.parameters[number].b
-            self._activate(number, _total(parts, b, out=a))
+            self._activate(number, _total(parts, b, out=a), kept[number])
             self._to_next_layer(number, views)
             self.crew.wait(self.rank)
         return _total(views.parts[-1], self.parameters[-1].b)
 
-    def _to_second_layer(self, views: Views) -> None:
+    def _to_second_layer(self, views: Views, kept: Array | None) -> None:
         z = np.matmul(views.x, views.W[0], out=views.activations[0])
         z *= PIXELS.grid
         z += self.parameters[0].b
-        self._activate(0, z)
+        self._activate(0, z, kept)
         self._to_next_layer(0, views)
 
-    def _activate(self, number: int, z: Array) -> None:
+    def _activate(self, number: int, z: Array, kept: Array | None) -> None:
         """Turn a layer's z into its activations, in place."""
         relu(z, self.arithmetic.ceiling(number + 1), out=z)
         self.arithmetic.round_activations(number + 1, z)
+        if kept is not None:
+            z *= kept
 
     def _to_next_layer(self, number: int, views: Views) -> None:
         """Show the own part of what the activations of a layer make of the next one's z."""
@@ -270,18 +316,15 @@ class Share:
             gradients.W[x.shape[1] :] = 0.0
             gradients.b[...] = db
 
-    def update(self, samples: int, rate: float, l2: float, average: float) -> None:
+    def update(self, samples: int, rate: float) -> None:
         """Move the own parameters by one step, block by block, and round them.
 
         Args:
             samples: that the gradient is a sum over.
             rate: the learning rate.
-            l2: the weight of the penalty on large weights.
-            average: the share of the average that a step leaves as it was; 0: there is none.
         """
+        l2, weight_decay, max_norm, _ = self.regularisation
         self.steps += 1
-        # A short training's average must not be its beginning: the share grows to its full size.
-        kept_share = min(average, (1.0 + self.steps) / (10.0 + self.steps))
         self._clear_sums()
         for block in self.blocks:
             w, g, scratch = block.parameters, block.gradient, block.scratch
@@ -290,12 +333,46 @@ class Share:
             if l2 and block.layer is not None:
                 np.multiply(w, l2 * weight, out=scratch)
                 np.add(g, scratch, out=g)
+            if weight_decay and block.layer is not None:
+                np.multiply(w, 1.0 - rate * weight_decay, out=w)
             self.optimizer.update(w, g, block.slots, scratch, rate, weight, self.steps)
-            if average:
-                np.subtract(w, block.average, out=scratch)
-                scratch *= 1.0 - kept_share
-                np.add(block.average, scratch, out=block.average)
-            self._round(block)
+            if not max_norm:
+                self._settle(block)
+        if max_norm:
+            self._scale_back(max_norm)
+            for block in self.blocks:
+                self._settle(block)
+
+    def _settle(self, block: Block) -> None:
+        """Take a moved block into the average and put its weights on their grid."""
+        if self.average:
+            # A short training's average must not be its beginning: the share grows to its full
+            # size.
+            share = min(self.average, (1.0 + self.steps) / (10.0 + self.steps))
+            np.subtract(block.parameters, block.average, out=block.scratch)
+            np.multiply(block.scratch, 1.0 - share, out=block.scratch)
+            np.add(block.average, block.scratch, out=block.average)
+        self._round(block)
+
+    def _scale_back(self, max_norm: float) -> None:
+        """Scale the weights that enter a unit so that their norm is at most `max_norm`."""
+        half = self.steps % 2
+        for (W, _), sums in zip(self.parameters, self.layer_squares[half], strict=True):
+            # On a grid of 2**-16 a weight up to 16 is at most 2**20 steps, its square 2**40, and
+            # float64 adds up 2**13 of them exactly.
+            squares = np.minimum(round_to_grid(np.abs(W).astype(np.float64), 2.0**-16), 16.0) ** 2
+            sums[...] = column_sums(squares)
+        self.crew.wait(self.rank)
+        norms = np.sqrt(column_sums(self.board.square_sums[half]))
+        factors = np.minimum(1.0, max_norm / np.maximum(norms, max_norm / 2.0))
+        for number, (W, _) in enumerate(self.parameters):
+            own = self.own[0] if number == 0 else slice(None)
+            W *= np.split(factors, self.ends[:-1])[number][own].astype(W.dtype)
+
+    def _by_layer(self, sums: Array) -> list[Array]:
+        """Return, of sums for all units, those that this process adds to, layer by layer."""
+        first, *others = np.split(sums, self.ends[:-1])
+        return [first[self.own[0]], *others]
 
     def _round_all(self) -> None:
         self._clear_sums()
@@ -337,16 +414,20 @@ class Share:
         self._round_all()
         return False
 
-    def show(self, layers: Sequence[Layer], inputs: Array, averaged: bool) -> None:
-        """Write the own share into `layers`, the whole network's, which all can read.
+    def show(self, layers: Sequence[Layer], inputs: Array) -> None:
+        """Write the own share of what is kept into `layers`, the whole network's.
+
+        That is the averages, if there are any, or else the rounded weights; where units were
+        dropped, the weights that leave them are scaled to all of them being there.
 
         Args:
-            layers: to be written.
+            layers: to be written; all processes can read them.
             inputs: (inputs,) where in the whole network each input stands.
-            averaged: the averages, or else the rounded weights.
         """
-        W = [layer.W for layer in self.averages] if averaged else self.rounded
-        biases = [layer.b for layer in (self.averages if averaged else self.parameters)]
+        W = [layer.W for layer in self.averages] if self.average else self.rounded
+        biases = [layer.b for layer in (self.averages if self.average else self.parameters)]
+        kept = 1.0 - self.regularisation.dropout
+        W = [W[0], *(values * kept if kept < 1.0 else values for values in W[1:])]
         layers[0].W[:, self.own[0]][inputs] = W[0]
         for layer, own, part in zip(layers[1:], self.own, W[1:], strict=True):
             layer.W[own] = part

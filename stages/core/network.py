@@ -86,6 +86,15 @@ def one_hot(labels: Array, classes: int) -> Array:
     return np.eye(classes)[labels]
 
 
+def smoothed(targets: Array, smoothing: float) -> Array:
+    """Return targets with a part of each class's certainty shared out over all classes.
+
+    (1 - smoothing) * target + smoothing / classes (Szegedy et al. 2016, section 7).
+    """
+    spread: Array = (1.0 - smoothing) * targets + smoothing / targets.shape[1]
+    return spread
+
+
 class Exponentials(NamedTuple):
     """The pieces of softmax and log-softmax, a row a sample.
 
@@ -132,7 +141,7 @@ def cross_entropy_derivative(
 
     Args:
         probabilities: softmax(z), (samples, classes).
-        targets: one_hot(y), (samples, classes).
+        targets: one_hot(y), (samples, classes), smoothed or not.
         out: where to write.
     """
     return np.subtract(probabilities, targets, out=out)

@@ -32,13 +32,15 @@ class Optimizer(Protocol):
 class Momentum:
     """Gradient descent with momentum (Polyak 1964): v <- momentum v - rate g; w <- w + v.
 
-    Momentum 0 is plain gradient descent: w <- w - rate g.
+    Momentum 0 is plain gradient descent: w <- w - rate g. Nesterov's form looks ahead by one more
+    step of the velocity (Sutskever et al. 2013, section 3): w <- w + momentum v - rate g.
     """
 
     slots = 1
 
-    def __init__(self, momentum: float) -> None:
+    def __init__(self, momentum: float, nesterov: bool = False) -> None:
         self.momentum = momentum
+        self.nesterov = nesterov
 
     def update(
         self, w: Array, gradient: Array, slots: Sequence[Array], scratch: Array,
@@ -49,7 +51,12 @@ class Momentum:
         v *= self.momentum
         gradient *= learning_rate / samples  # one pass for the mean and the rate
         v -= gradient
-        w += v
+        if self.nesterov:
+            np.multiply(v, self.momentum, out=scratch)
+            scratch -= gradient
+            w += scratch
+        else:
+            w += v
 
 
 class Adam:
@@ -97,7 +104,7 @@ def power(base: float, exponent: int) -> float:
     return result
 
 
-def scheduled(learning_rate: float, schedule: str, progress: float) -> float:
+def scheduled(learning_rate: float, schedule: str, progress: float, warm_up: float = 0.0) -> float:
     """Return the learning rate at `progress`, the part of the training that is done (0 to 1).
 
     Args:
@@ -107,7 +114,11 @@ def scheduled(learning_rate: float, schedule: str, progress: float) -> float:
             `one_cycle`: linearly up from 1/25 of it during the first 30 %, then along half a
             cosine down to 0 (after Smith and Topin 2019).
         progress: at least 0, below 1.
+        warm_up: the part of the training in which the rate rises linearly from 0 to what the
+            schedule says (Goyal et al. 2017, section 2.2).
     """
+    if progress < warm_up:
+        return progress / warm_up * scheduled(learning_rate, schedule, progress)
     if schedule == "step":
         return learning_rate * (1.0 if progress < 0.5 else 0.1 if progress < 0.75 else 0.01)
     if schedule == "cosine":

@@ -28,9 +28,9 @@ from stages.core.augmentation import (
 from stages.core.crew import Crew, shared_array
 from stages.core.data import CLASSES, Images
 from stages.core.elementary import log
-from stages.core.engine import Board, Share
+from stages.core.engine import Board, Regularisation, Share
 from stages.core.exact import LARGEST_PART, Arithmetic, Exact, ExactnessError, Plain
-from stages.core.network import Layer, initialise, on_grids, one_hot, score
+from stages.core.network import Layer, initialise, on_grids, one_hot, score, smoothed
 from stages.core.optimizers import Adam, Momentum, Optimizer, scheduled
 
 _CHUNK = 64
@@ -49,13 +49,18 @@ class Recipe:
 
     hidden_sizes: Sequence[int]
     initialisation: Literal["he", "glorot", "uniform"] = "he"
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: Literal["sgd", "nesterov", "adam"] = "sgd"
     learning_rate: float = 0.1
     schedule: Literal["constant", "cosine", "step", "one_cycle"] = "constant"
+    warm_up: float = 0.0
     momentum: float = 0.9
     batch_size: int | Literal["all"] = 128
     epochs: int = 10
     l2: float = 0.0
+    weight_decay: float = 0.0
+    max_norm: float = 0.0
+    dropout: float = 0.0
+    label_smoothing: float = 0.0
     average: float = 0.0
     augmentation: Augmentation = NO_AUGMENTATION
     seed: int = 1
@@ -99,11 +104,13 @@ class Training:
         sort = not recipe.augmentation and x.nbytes <= _LARGEST_COPY
         self.images = Images.by_use(x) if sort else Images.as_they_are(x)
         self.labels = labels.astype(np.intp)
-        self.targets = one_hot(np.arange(CLASSES), CLASSES)
+        self.targets = smoothed(one_hot(np.arange(CLASSES), CLASSES), recipe.label_smoothing)
         self.batch_size = len(x) if recipe.batch_size == "all" else recipe.batch_size
         self.crew = Crew(workers)
         self.optimizer: Optimizer = (
-            Adam() if recipe.optimizer == "adam" else Momentum(recipe.momentum)
+            Adam()
+            if recipe.optimizer == "adam"
+            else Momentum(recipe.momentum, nesterov=recipe.optimizer == "nesterov")
         )
 
         sizes = [x.shape[1], *recipe.hidden_sizes, CLASSES]
@@ -111,6 +118,9 @@ class Training:
         self.arithmetic: Arithmetic = Exact([W for W, _ in self.start]) if exact else Plain(dtype)
         part = min(LARGEST_PART, self.batch_size)
         self.board = Board(sizes, part, workers, self.arithmetic)
+        self.regularisation = Regularisation(
+            recipe.l2, recipe.weight_decay, recipe.max_norm, recipe.dropout
+        )
         self.layers = [
             Layer(
                 shared_array((a, b), self.arithmetic.narrow),
@@ -174,7 +184,8 @@ class Worker:
             [Layer(W[training.images.pixels], b), *others],
             training.arithmetic,
             training.optimizer,
-            training.recipe.average > 0.0,
+            training.regularisation,
+            training.recipe.average,
             training.board,
             training.crew,
             rank,
@@ -215,11 +226,11 @@ class Worker:
         for i, part in enumerate(parts):
             if i + 1 < len(parts):
                 self._prepare(parts[i + 1], (i + 1) % 2)
-            self._learn(part, i % 2)
+            self._learn(part, i % 2, np.random.default_rng([recipe.seed, number, i, 0]))
             if part.batch:
                 progress = self.share.steps / steps
-                rate = scheduled(recipe.learning_rate, recipe.schedule, progress)
-                self.share.update(part.batch, rate, recipe.l2, recipe.average)
+                rate = scheduled(recipe.learning_rate, recipe.schedule, progress, recipe.warm_up)
+                self.share.update(part.batch, rate)
 
     def _parts(self, order: Array) -> list[Part]:
         """Cut an epoch's order into batches and these into parts."""
@@ -246,12 +257,14 @@ class Worker:
         if run.recipe.augmentation:
             self._deform(pixels, part.position + rows.start)
 
-    def _learn(self, part: Part, half: int) -> None:
+    def _learn(self, part: Part, half: int, generator: np.random.Generator) -> None:
         """Let the share learn a part, and note what its images' losses are made of."""
         run = self.training
         labels = part.labels
         targets = run.targets.take(labels, axis=0)
-        pieces = self.share.learn(half, len(labels), part.inputs, targets, add=not part.first)
+        pieces = self.share.learn(
+            half, len(labels), part.inputs, targets, generator, add=not part.first
+        )
         rows = self.crew.share(len(labels), self.rank)
         numbers = np.arange(rows.start, rows.stop)
         here = slice(part.position + rows.start, part.position + rows.stop)
@@ -281,9 +294,9 @@ class Worker:
     def _parameters_to_score(self) -> tuple[list[Layer], Arithmetic]:
         """Return the weights that are scored and kept: the averaged ones, if any, on grids."""
         run, average = self.training, self.training.recipe.average
-        self.share.show(run.layers, run.images.pixels, averaged=average > 0.0)
+        self.share.show(run.layers, run.images.pixels)
         self.crew.wait(self.rank)
-        if average and isinstance(run.arithmetic, Exact):
+        if (average or run.recipe.dropout) and isinstance(run.arithmetic, Exact):
             return on_grids(run.layers)
         return run.layers, run.arithmetic
 
