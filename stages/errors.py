@@ -1,9 +1,20 @@
-"""How a stage ends when its input is bad: one clear line, a non-zero exit, no traceback."""
+"""How a stage runs: one instance at a time, and with one clear line if its input is bad."""
 
 from __future__ import annotations
 
+import inspect
+import os
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+if sys.platform != "win32":
+    import fcntl
+
+LOCKS = Path(".dvc/tmp")  # which Git and DVC ignore
+PATIENCE = 3.0  # seconds
 
 
 class InputError(Exception):
@@ -20,11 +31,53 @@ def run(main: Callable[[], None]) -> None:
     is reported in the same way. Ctrl-C exits with 130, as shells expect.
     """
     try:
-        main()
+        with alone(Path(inspect.getfile(main)).stem):
+            main()
     except InputError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(_one_line(f"error: {error}"))
     except OSError as error:
-        sys.exit(f"error: {error.filename or 'system'}: {error.strerror or error}")
+        sys.exit(_one_line(f"error: {error.filename or 'system'}: {error.strerror or error}"))
     except KeyboardInterrupt:
         print("interrupted: outputs already on disk are unchanged", file=sys.stderr)
         sys.exit(130)
+
+
+def _one_line(text: str) -> str:
+    """Escape what would break a line or command a terminal: a damaged file may hold any name."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+@contextmanager
+def alone(stage: str) -> Iterator[None]:
+    """Hold the lock of the named stage in this folder, so that no other instance writes its files.
+
+    When DVC is killed, the stage that it started runs on, and the next `dvc repro` starts another.
+    The lock is the operating system's and ends with the process and the workers forked from it,
+    however they end: no file needs to be removed. A wait of `PATIENCE` covers the workers of a
+    training that was just killed, which notice within about a second. Windows has no such lock.
+
+    Raises:
+        InputError: another instance is at work and does not end; the message names its process.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    LOCKS.mkdir(parents=True, exist_ok=True)
+    with (LOCKS / f"{stage}.lock").open("a+") as file:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    file.seek(0)
+                    raise InputError(
+                        f"{stage}: already at work in this folder, as process {file.read()}; "
+                        "let it end or stop it, then run 'dvc repro' again"
+                    ) from None
+                time.sleep(0.05)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

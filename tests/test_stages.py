@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from small_project import ROOT, copy_project, environment, set_parameters
 
 from stages.core.network import Layer
-from stages.errors import InputError
+from stages.errors import LOCKS, InputError
 from stages.models import load_model, save_model
 
 STAGES = ["fetch", "preprocess", "train", "evaluate", "visualize"]
@@ -56,11 +56,11 @@ def complaint(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Return the contents of all files under a folder, Python's caches left out."""
+    """Return the contents of all files under a folder, Python's caches and our locks left out."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        if path.is_file() and "__pycache__" not in path.parts and path.parent != folder / LOCKS
     }
 
 
