@@ -47,6 +47,21 @@ def environment(**variables: str) -> dict[str, str]:
     }
 
 
+def isolated(project: Path) -> dict[str, str]:
+    """Return the environment for Git and DVC in `project`, far from the user's own settings."""
+    settings = {
+        "GIT_CONFIG_GLOBAL": "/dev/null",
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "DVC_NO_ANALYTICS": "1",
+        "DVC_GLOBAL_CONFIG_DIR": str(project.parent / "dvc-global"),
+        "DVC_SYSTEM_CONFIG_DIR": str(project.parent / "dvc-system"),
+        "DVC_SITE_CACHE_DIR": str(project.parent / "dvc-site"),
+    }
+    for who in ("AUTHOR", "COMMITTER"):
+        settings |= {f"GIT_{who}_NAME": "Tester", f"GIT_{who}_EMAIL": "tester@example.invalid"}
+    return environment(**settings)
+
+
 def copy_project(target: Path) -> None:
     """Copy the repository's files, without the results, and put the small data set in."""
     for path in repository_files():

@@ -13,25 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from small_project import ROOT, SMALL, copy_project, environment, set_parameters
+from small_project import ROOT, SMALL, copy_project, isolated, set_parameters
 
 
 def run(project: Path, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a command in the project, far from the user's own Git and DVC settings."""
-    settings = {
-        "GIT_CONFIG_GLOBAL": "/dev/null",
-        "GIT_CONFIG_NOSYSTEM": "1",
-        "DVC_NO_ANALYTICS": "1",
-        "DVC_GLOBAL_CONFIG_DIR": str(project.parent / "dvc-global"),
-        "DVC_SYSTEM_CONFIG_DIR": str(project.parent / "dvc-system"),
-        "DVC_SITE_CACHE_DIR": str(project.parent / "dvc-site"),
-    }
-    for who in ("AUTHOR", "COMMITTER"):
-        settings |= {f"GIT_{who}_NAME": "Tester", f"GIT_{who}_EMAIL": "tester@example.invalid"}
     return subprocess.run(
         command,
         cwd=project,
-        env=environment(**settings, **variables),
+        env=isolated(project) | variables,
         capture_output=True,
         text=True,
         timeout=300,

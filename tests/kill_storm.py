@@ -1,0 +1,303 @@
+"""Kill `dvc repro` at random moments, run it again, and look at what is left: the kill storm.
+
+    python tests/kill_storm.py 100           # so many kills, spread over all stages
+    python tests/kill_storm.py 30 --seed 2   # other moments
+
+Killed with -9 is the stage, DVC, or both, in a small project that is out of date from some stage
+on. After every kill each output must be the old one or the new one, whole; what `make repro` does,
+repeated until it succeeds, must end with the dvc.lock, byte for byte, and the outputs of a run that
+nothing disturbed. If another instance is still at work, because DVC alone was killed, it is waited
+for. Anything else that stops it counts as a manual step. The exit code is 0 only if there are none,
+and no difference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import yaml
+from small_project import copy_project, isolated
+from variations import run_script
+
+STAGES = ["fetch", "preprocess", "train", "evaluate", "visualize"]
+KINDS = ["stage", "DVC", "both"]
+MOST_ATTEMPTS = 20
+OLD = b"what an older run made"
+
+# In place of the network, at the end of the copy's stages/sources.py.
+LOCAL_SOURCE = """
+_LOCAL = {path.stem: np.load(path) for path in Path("local").glob("*.npy")}
+MNIST = {n: (a.shape, hashlib.sha256(a.tobytes()).hexdigest()) for n, a in _LOCAL.items()}
+SOURCES = {"keras": lambda: _LOCAL}
+"""
+
+
+@dataclass
+class Tally:
+    """What the storm did and found.
+
+    Attributes:
+        kills: how many, by stage and kind.
+        attempts: runs of `dvc repro` after the kills, all together.
+        waits: how many of those found another instance at work.
+        mended: what `make repro` removed of DVC's own files, half-written.
+        torn: outputs found after a kill that were neither the old one nor the new one.
+        wrong: runs whose final dvc.lock, outputs or cache differ from the undisturbed run's.
+        left: files left over at the end that no undisturbed run leaves.
+        manual: what stopped `dvc repro` for good, so that a file had to be removed by hand.
+    """
+
+    kills: Counter[tuple[str, str]] = field(default_factory=Counter)
+    attempts: int = 0
+    waits: int = 0
+    mended: list[str] = field(default_factory=list)
+    torn: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    left: Counter[str] = field(default_factory=Counter)
+    manual: list[str] = field(default_factory=list)
+
+    def good(self) -> bool:
+        """Say whether nothing was wrong and nothing had to be mended by hand."""
+        return not (self.torn or self.wrong or self.left or self.manual)
+
+
+class Storm:
+    """The small project before and after an undisturbed run, and the kills in copies of it."""
+
+    def __init__(self, place: Path, seed: int) -> None:
+        self.place = place
+        self.random = random.Random(seed)
+        self.tally = Tally()
+
+        self.undisturbed = place / "undisturbed"
+        self._make(self.undisturbed)
+        pipeline = yaml.safe_load((self.undisturbed / "dvc.yaml").read_text())["stages"]
+        self.paths = {name: [next(iter(out)) for out in pipeline[name]["outs"]] for name in STAGES}
+        self.spans = self._finish(self.undisturbed)
+        self.outputs = self._outputs(self.undisturbed)
+        self.lock = (self.undisturbed / "dvc.lock").read_bytes()
+        self.files = self._listed(self.undisturbed)
+
+    def kill(self, stage: str, kind: str) -> None:
+        """Kill once while `stage` is under way, recover, and take down what was found."""
+        project = self.place / "project"
+        while True:
+            self._prepare(project, stage)
+            if self._killed(project, stage, kind):
+                break
+            shutil.rmtree(project)  # all was over before the moment came
+        self.tally.kills[stage, kind] += 1
+        name = f"{sum(self.tally.kills.values())}: {kind} in {stage}"
+        for path, content in self._outputs(project).items():
+            if content not in (OLD, self.outputs[path], None):
+                self.tally.torn.append(f"{name}: {path}")
+        self._recover(project, name)
+        self._compare(project, name)
+        shutil.rmtree(project)
+
+    def _make(self, project: Path) -> None:
+        copy_project(project)
+        (project / "data/raw").rename(project / "local")
+        with (project / "stages/sources.py").open("a") as file:
+            file.write(LOCAL_SOURCE)
+        for command in (
+            ["init", "--quiet"],
+            ["add", "."],
+            ["commit", "--quiet", "--message=All"],
+        ):
+            subprocess.run(["git", *command], cwd=project, env=isolated(project), check=True)
+
+    def _finish(self, project: Path) -> dict[str, float]:
+        """Run the pipeline undisturbed; return the seconds from each stage's start to the next."""
+        starts = []
+        with self._repro(project) as dvc:
+            for stage in STAGES:
+                if self._process(dvc, stage) is None:
+                    raise SystemExit(self._said(project))
+                starts.append(time.monotonic())
+            if dvc.wait() != 0:
+                raise SystemExit(self._said(project))
+        ends = [*starts[1:], time.monotonic()]
+        return {stage: end - start for stage, start, end in zip(STAGES, starts, ends, strict=True)}
+
+    def _prepare(self, project: Path, stage: str) -> None:
+        """Copy the project as it is when `stage` and all after it are out of date."""
+        shutil.copytree(
+            self.undisturbed,
+            project,
+            ignore=shutil.ignore_patterns("cache", "tmp", "__pycache__"),
+        )
+        lock = yaml.safe_load(self.lock)
+        for name in STAGES[STAGES.index(stage) :]:
+            for dependency in lock["stages"][name]["deps"]:
+                dependency["md5"] = "0" * 32
+            for path in self.paths[name]:
+                (project / path).write_bytes(OLD)
+        (project / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False))
+
+    @contextmanager
+    def _repro(self, project: Path) -> Iterator[subprocess.Popen[bytes]]:
+        # A file, since a stage that outlives DVC would keep a pipe open.
+        with (project.parent / "said").open("wb") as said:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "dvc", "repro"],
+                cwd=project,
+                env=isolated(project),
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+    def _said(self, project: Path) -> str:
+        return (project.parent / "said").read_text(errors="replace")
+
+    def _process(self, dvc: subprocess.Popen[bytes], stage: str) -> psutil.Process | None:
+        """Wait for DVC to start the stage; return its process, or none if DVC ends first."""
+        module = f"stages.{stage}"
+        while dvc.poll() is None:
+            for child in psutil.Process(dvc.pid).children(recursive=True):
+                try:
+                    if child.cmdline()[-1:] == [module]:
+                        return child
+                except psutil.Error:
+                    continue
+            time.sleep(0.005)
+        return None
+
+    def _killed(self, project: Path, stage: str, kind: str) -> bool:
+        """Start DVC and kill at a random moment; return whether it came to that."""
+        with self._repro(project) as dvc:
+            process = self._process(dvc, stage)
+            if process is None:
+                raise SystemExit(self._said(project))
+            time.sleep(self.random.uniform(0, self.spans[stage]))
+            if dvc.poll() is not None or (kind == "stage" and not process.is_running()):
+                return False
+            if kind == "both":
+                os.killpg(dvc.pid, signal.SIGKILL)
+            else:
+                (process if kind == "stage" else dvc).kill()
+            dvc.wait()
+        return True
+
+    def _recover(self, project: Path, name: str) -> None:
+        for _ in range(MOST_ATTEMPTS):
+            self.tally.attempts += 1
+            mended = subprocess.run(
+                [sys.executable, ".dvc/mend.py"],
+                cwd=project,
+                env=isolated(project),
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+            )
+            self.tally.mended += [f"{name}: {line}" for line in mended.stdout.splitlines()]
+            with self._repro(project) as dvc:
+                if dvc.wait() == 0:
+                    return
+            said = self._said(project)
+            if "already at work" in said:
+                self.tally.waits += 1
+                time.sleep(1)
+                continue
+            self.tally.manual.append(f"{name}: {said.strip().splitlines()[-1]}")
+            (project / "dvc.lock").unlink(missing_ok=True)
+            (project / ".dvc/tmp/rwlock").unlink(missing_ok=True)
+        raise SystemExit(f"no recovery in {MOST_ATTEMPTS} attempts: {self._said(project)}")
+
+    def _compare(self, project: Path, name: str) -> None:
+        if (project / "dvc.lock").read_bytes() != self.lock:
+            self.tally.wrong.append(f"{name}: dvc.lock")
+        outputs = self._outputs(project)
+        self.tally.wrong += [
+            f"{name}: {path}" for path in outputs if outputs[path] != self.outputs[path]
+        ]
+        cache = project / ".dvc/cache/files/md5"
+        for path in cache.glob("??/*"):
+            md5 = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+            if path.parent.name + path.name != md5:
+                self.tally.wrong.append(f"{name}: {path.relative_to(project)}")
+        self.tally.left.update(self._listed(project) - self.files)
+
+    def _outputs(self, project: Path) -> dict[str, bytes | None]:
+        paths = [path for paths in self.paths.values() for path in paths]
+        return {
+            path: (project / path).read_bytes() if (project / path).exists() else None
+            for path in paths
+        }
+
+    def _listed(self, project: Path) -> set[str]:
+        inner = {".git", ".dvc", "__pycache__"}
+        found = (path.relative_to(project) for path in project.rglob("*"))
+        return {str(path) for path in found if not inner & set(path.parts)}
+
+
+def report(tally: Tally) -> None:
+    """Print the table of kills and what they led to."""
+    print(f"\n{'kills':12}" + "".join(f"{kind:>8}" for kind in KINDS))
+    for stage in STAGES:
+        print(f"{stage:12}" + "".join(f"{tally.kills[stage, kind]:8}" for kind in KINDS))
+    kills = sum(tally.kills.values())
+    print(f"\n{kills} kills, {kills} recoveries in {tally.attempts} runs of dvc repro, "
+          f"{tally.waits} of which found another instance at work")  # fmt: skip
+    for title, found in (
+        ("of DVC's own files half-written, mended by make repro", tally.mended),
+        ("half-written outputs", tally.torn),
+        ("wrong final locks, outputs or cache files", tally.wrong),
+        ("files left over", [json.dumps(tally.left)] if tally.left else []),
+        ("manual steps", tally.manual),
+    ):
+        print(f"{title}: {len(found)}", *found, sep="\n  ")
+
+
+def storm(kills: int, seed: int) -> Tally:
+    """Kill so many times, over all stages and kinds in turn."""
+    with tempfile.TemporaryDirectory() as place:
+        weather = Storm(Path(place), seed)
+        every = [(stage, kind) for kind in KINDS for stage in STAGES]
+        for number in range(kills):
+            if number % len(every) == 0:
+                weather.random.shuffle(every)
+            start = time.monotonic()
+            weather.kill(*every[number % len(every)])
+            print(f"{number + 1:4} {' '.join(every[number % len(every)]):20} "
+                  f"{time.monotonic() - start:5.1f} s", flush=True)  # fmt: skip
+        return weather.tally
+
+
+def main() -> int:
+    """Storm as the command line says."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("kills", type=int, nargs="?", default=100)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    tally = storm(options.kills, options.seed)
+    report(tally)
+    return 0 if tally.good() else 1
+
+
+if __name__ == "__main__":
+    run_script(main)
