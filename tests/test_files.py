@@ -232,6 +232,13 @@ def test_an_archive_with_a_damaged_directory_is_named(
     assert "not a readable .npz archive" in one_line(load_arrays, path)
 
 
+def test_a_zip_bomb_is_named_before_it_unpacks(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, W1=np.zeros(2**24, np.float32))
+    assert path.stat().st_size < 2**17
+    assert "'W1.npy' is compressed" in one_line(load_arrays, path)
+
+
 @pytest.mark.parametrize(
     ("load", "content"),
     [

@@ -28,10 +28,17 @@ Arrays = dict[str, NDArray[np.float32]]
 
 
 def stage(
-    name: str, folder: Path, *limits: str, **variables: str
+    name: str, folder: Path, *limits: str, unprivileged: bool = False, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a stage in `folder`, under the shell's limits if any are given."""
+    """Run a stage in `folder`, under the shell's limits if any are given.
+
+    Permissions bind everyone but root, and root as well after giving its privileges up.
+    """
     command = [sys.executable, "-m", f"stages.{name}"]
+    if unprivileged and os.geteuid() == 0:
+        if not shutil.which("setpriv"):
+            pytest.skip("needs setpriv, or not to be root")
+        command = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", *command]
     inherited = environment(PYTHONPATH=str(ROOT), **variables)
     if limits:
         command = ["bash", "-c", f'ulimit {" ".join(limits)}; exec "$@"', "bash", *command]
@@ -320,3 +327,106 @@ def test_workers_do_not_outlive_a_training_that_is_killed(project: Path) -> None
         training.communicate(timeout=60)
         assert children
         assert all_gone(children)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such lock")
+def test_of_two_instances_the_second_names_the_first_and_stops(project: Path) -> None:
+    with long_training(project, workers=1) as (training, _):
+        before = files(project)
+        line = complaint(stage("train", project))
+        assert line.startswith(f"train: already at work in this folder, as process {training.pid};")
+        assert files(project) == before
+        # Another stage is another matter.
+        assert stage("evaluate", project).returncode == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="one process trains elsewhere")
+def test_the_workers_of_a_killed_training_are_waited_for(project: Path) -> None:
+    parameters = (project / "params.yaml").read_text()
+    with long_training(project, workers=2) as (training, children):
+        training.kill()
+        (project / "params.yaml").write_text(parameters)
+        done = stage("train", project)
+        assert done.returncode == 0, done.stderr
+        assert all_gone(children)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc to see how far an import is")
+def test_ctrl_c_while_a_stage_is_imported_is_one_line(project: Path) -> None:
+    drawing = subprocess.Popen(
+        [sys.executable, "-m", "stages.visualize"],
+        cwd=project,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while "numpy" not in Path(f"/proc/{drawing.pid}/maps").read_text():
+        assert drawing.poll() is None
+    drawing.send_signal(signal.SIGINT)
+    _, said = drawing.communicate(timeout=60)
+    assert drawing.returncode == -signal.SIGINT
+    assert said == "interrupted: outputs already on disk are unchanged\n"
+
+
+def in_a_place_of_its_own(project: Path, folder: str, options: str) -> str:
+    """Train with another file system mounted over `folder`; return the line that it ends with."""
+    script = f"""
+        set -e
+        mkdir kept; cp -a {folder}/. kept
+        mount -t tmpfs -o size=300k none {folder}
+        cp -a kept/. {folder}
+        mount -o remount,{options} {folder}
+        "$@" && exit
+        code=$?
+        diff -r kept {folder} >&2
+        exit $code
+    """
+    mounting = ["unshare", "--map-root-user", "--mount", "bash", "-c"]
+    allowed = shutil.which("unshare") and subprocess.run(
+        [*mounting, "mount -t tmpfs none /mnt"], capture_output=True
+    )
+    if not allowed or allowed.returncode != 0:
+        pytest.skip("needs unshare, and the right to mount in a namespace of its own")
+    inherited = environment(PYTHONPATH=str(ROOT))
+    inherited = {key: inherited[key] for key in inherited if not key.startswith("COVERAGE_")}
+    done = subprocess.run(
+        [*mounting, script, "bash", sys.executable, "-m", "stages.train"],
+        cwd=project,
+        env=inherited,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return complaint(done)
+
+
+def test_a_disk_that_is_really_full_leaves_the_old_model(project: Path) -> None:
+    # Two models do not fit into it.
+    line = in_a_place_of_its_own(project, "models", "size=300k")
+    assert line == "models/model.npz: cannot be written: No space left on device"
+
+
+def test_a_read_only_folder_leaves_the_old_model(project: Path) -> None:
+    line = in_a_place_of_its_own(project, "models", "ro")
+    assert line == "models/model.npz: cannot be written: Read-only file system"
+
+
+@pytest.mark.parametrize(
+    ("folder", "line"),
+    [
+        ("models", "models/model.npz: cannot be written: Permission denied"),
+        (".dvc/tmp", ".dvc/tmp/train.lock: Permission denied"),
+    ],
+)
+def test_a_missing_permission_leaves_the_old_model(project: Path, folder: str, line: str) -> None:
+    (project / ".dvc/tmp").mkdir(parents=True, exist_ok=True)
+    for lock in (project / ".dvc/tmp").iterdir():
+        lock.unlink()
+    before = files(project)
+    (project / folder).chmod(0o555)
+    try:
+        assert complaint(stage("train", project, unprivileged=True)) == line
+    finally:
+        (project / folder).chmod(0o755)
+    assert files(project) == before
