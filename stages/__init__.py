@@ -1,6 +1,8 @@
 """The five DVC stages and what they share.
 
-Whatever is imported from here, the numeric runtime is set first, before NumPy can be imported.
+Whatever is imported from here, Ctrl-C is answered in one line from now on, and the numeric runtime
+is set before NumPy can be imported.
 """
 
+from stages import errors as errors
 from stages import runtime as runtime

@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 
 if sys.platform != "win32":
     import fcntl
 
 LOCKS = Path(".dvc/tmp")  # which Git and DVC ignore
 PATIENCE = 3.0  # seconds
+INTERRUPTED = "interrupted: outputs already on disk are unchanged"
 
 
 class InputError(Exception):
@@ -38,8 +40,21 @@ def run(main: Callable[[], None]) -> None:
     except OSError as error:
         sys.exit(_one_line(f"error: {error.filename or 'system'}: {error.strerror or error}"))
     except KeyboardInterrupt:
-        print("interrupted: outputs already on disk are unchanged", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         sys.exit(130)
+
+
+def _on_uncaught(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Print what ends Python: one line for Ctrl-C, which also comes while a stage is imported."""
+    if issubclass(kind, KeyboardInterrupt):
+        print(INTERRUPTED, file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _on_uncaught
 
 
 def _one_line(text: str) -> str:
