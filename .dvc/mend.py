@@ -1,14 +1,17 @@
-"""Remove those of DVC's own files that a killed DVC left half-written: part of `make repro`.
+"""Mend what DVC itself does not: part of `make repro`.
 
 DVC writes dvc.lock and .dvc/tmp/rwlock in place, not whole at once. Killed in between, it leaves a
 file that it refuses to read ever after, although it can do without either: it writes dvc.lock
 anew, and takes results it already has from its cache.
+
+It also believes that a file in its cache is what it once was. One that has changed, by a flipped
+bit, would be restored and used; without it, DVC makes it again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 from dvc.fs import localfs
@@ -17,42 +20,47 @@ from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from dvc.utils.serialize import ParseError
 from dvc.utils.strictyaml import YAMLValidationError, load
 
+LOCK = Path("dvc.lock")
 TEMPORARY = Path(".dvc/tmp")
+CACHE = Path(".dvc/cache/files/md5")
 
 
 def main() -> None:
-    """Remove what DVC could not read, unless a DVC is at work and may be writing it."""
+    """Mend, unless a DVC is at work and may be writing."""
     if not TEMPORARY.exists():
         return  # DVC has never run here
     try:
-        with make_lock(TEMPORARY / "lock"):
-            _remove_unless(_lock_is_whole, Path("dvc.lock"))
-            with make_lock(TEMPORARY / "rwlock.lock"):
-                _remove_unless(_json_is_whole, TEMPORARY / "rwlock")
+        with make_lock(TEMPORARY / "lock"), make_lock(TEMPORARY / "rwlock.lock"):
+            mend()
     except LockError:
         return  # which DVC itself will say, better
 
 
-def _remove_unless(whole: Callable[[Path], bool], path: Path) -> None:
-    if path.exists() and not whole(path):
-        path.unlink()
-        print(f"{path}: half-written by a DVC that was killed: removed, DVC makes it anew")
-
-
-def _lock_is_whole(path: Path) -> bool:
+def mend() -> None:
+    """Remove the half-written and the changed files."""
+    rwlock = TEMPORARY / "rwlock"
     try:
-        load(str(path), COMPILED_LOCKFILE_SCHEMA, localfs)
-    except (ParseError, YAMLValidationError):
-        return False
-    return True
-
-
-def _json_is_whole(path: Path) -> bool:
-    try:
-        json.loads(path.read_bytes())
+        json.loads(rwlock.read_bytes() if rwlock.exists() else "{}")
     except ValueError:
-        return False
-    return True
+        _remove(rwlock, "half-written")
+    try:
+        if LOCK.exists():
+            load(str(LOCK), COMPILED_LOCKFILE_SCHEMA, localfs)
+    except (ParseError, YAMLValidationError):
+        _remove(LOCK, "half-written")
+    for path in CACHE.glob("??/*"):
+        if path.is_file() and path.parent.name + path.name != _md5(path):
+            _remove(path, "changed since it was written")
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
+
+
+def _remove(path: Path, reason: str) -> None:
+    path.unlink()
+    print(f"{path}: {reason}: removed, DVC makes it anew")
 
 
 if __name__ == "__main__":
