@@ -6,6 +6,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .PHONY: repro experiments report test verify lint lock
 
 repro: .venv/.ready
+	python .dvc/mend.py
 	dvc repro
 
 # The best first, in a table that fits a terminal: the parameters that differ, one figure, no hashes.
