@@ -97,11 +97,13 @@ class Storm:
     def kill(self, stage: str, kind: str) -> None:
         """Kill once while `stage` is under way, recover, and take down what was found."""
         project = self.place / "project"
-        while True:
+        longest = self.spans[stage]
+        self._prepare(project, stage)
+        while not self._killed(project, stage, kind, self.random.uniform(0, longest)):
+            # All was over before the moment came.
+            shutil.rmtree(project)
             self._prepare(project, stage)
-            if self._killed(project, stage, kind):
-                break
-            shutil.rmtree(project)  # all was over before the moment came
+            longest /= 2
         self.tally.kills[stage, kind] += 1
         name = f"{sum(self.tally.kills.values())}: {kind} in {stage}"
         for path, content in self._outputs(project).items():
@@ -185,13 +187,13 @@ class Storm:
             time.sleep(0.005)
         return None
 
-    def _killed(self, project: Path, stage: str, kind: str) -> bool:
-        """Start DVC and kill at a random moment; return whether it came to that."""
+    def _killed(self, project: Path, stage: str, kind: str, seconds: float) -> bool:
+        """Start DVC and kill `seconds` after the stage's start; return whether it came to that."""
         with self._repro(project) as dvc:
             process = self._process(dvc, stage)
             if process is None:
                 raise SystemExit(self._said(project))
-            time.sleep(self.random.uniform(0, self.spans[stage]))
+            time.sleep(seconds)
             if dvc.poll() is not None or (kind == "stage" and not process.is_running()):
                 return False
             if kind == "both":
@@ -280,7 +282,10 @@ def storm(kills: int, seed: int) -> Tally:
             if number % len(every) == 0:
                 weather.random.shuffle(every)
             start = time.monotonic()
-            weather.kill(*every[number % len(every)])
+            try:
+                weather.kill(*every[number % len(every)])
+            except KeyboardInterrupt:
+                break  # and report what was found so far
             print(f"{number + 1:4} {' '.join(every[number % len(every)]):20} "
                   f"{time.monotonic() - start:5.1f} s", flush=True)  # fmt: skip
         return weather.tally
