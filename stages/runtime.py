@@ -17,6 +17,7 @@ for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS",
     os.environ[variable] = os.environ.get("BLAS_THREADS", "1")
 
 MOST_WORKERS = 4
+CHECKPOINT_SECONDS = 10.0
 
 
 def worker_count() -> int:
@@ -31,3 +32,12 @@ def worker_count() -> int:
     if sys.platform != "linux":
         return 1
     return min(len(os.sched_getaffinity(0)), MOST_WORKERS)
+
+
+def checkpoint_seconds() -> float:
+    """Return the least seconds of training between two checkpoints.
+
+    The environment variable `CHECKPOINT_SECONDS` overrides the usual 10; 0 saves each epoch.
+    """
+    chosen = os.environ.get("CHECKPOINT_SECONDS", "")
+    return float(chosen) if chosen.replace(".", "", 1).isdecimal() else CHECKPOINT_SECONDS

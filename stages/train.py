@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from tqdm import tqdm
 
 from stages import runtime
+from stages.checkpoint import CHECKPOINT, load_checkpoint, origin_of, save_checkpoint
 from stages.core.augmentation import Augmentation
 from stages.core.crew import CrewError
 from stages.core.data import joined
-from stages.core.training import DivergedError, Epoch, Recipe, Training
+from stages.core.training import DivergedError, Epoch, Recipe, State, Training
 from stages.errors import InputError, run
 from stages.files import load_array, save_csv
 from stages.models import save_model
@@ -20,20 +22,38 @@ PROCESSED = Path("data/processed")
 
 
 def main() -> None:
-    """Write models/model.npz and reports/learning_curves.csv."""
+    """Write models/model.npz and reports/learning_curves.csv; go on from a checkpoint, if any."""
     params = load_params().train
     train, validation = (
         (load_array(PROCESSED / f"x_{name}.npy"), load_array(PROCESSED / f"y_{name}.npy"))
         for name in ("train", "validation")
     )
     settings = params.model_dump()
+    origin = origin_of(settings, [*train, *validation])
     if settings.pop("include_validation"):
         train = joined(train, validation)
     augmentation = Augmentation(**settings.pop("augmentation"))
     recipe = Recipe(**settings, augmentation=augmentation)
     training = Training(train, validation, recipe, workers=runtime.worker_count())
     curves: list[Epoch] = []
-    with tqdm(total=params.epochs, unit="epoch", disable=None) as progress:
+    resume = None
+    match load_checkpoint(origin):
+        case str(reason):
+            print(reason, flush=True)
+        case (state, curves):
+            resume = state
+            print(f"{CHECKPOINT}: going on after epoch {state.epoch}", flush=True)
+    saved = time.monotonic()
+
+    def save_due() -> bool:
+        return time.monotonic() - saved >= runtime.checkpoint_seconds()
+
+    def on_state(state: State) -> None:
+        nonlocal saved
+        save_checkpoint(origin, state, curves)
+        saved = time.monotonic()
+
+    with tqdm(total=params.epochs, initial=len(curves), unit="epoch", disable=None) as progress:
 
         def on_epoch(epoch: Epoch) -> None:
             curves.append(epoch)
@@ -49,7 +69,7 @@ def main() -> None:
                 print(f"epoch {epoch.epoch:4d}/{params.epochs}  {summary}", flush=True)
 
         try:
-            parameters = training.run(on_epoch)
+            parameters = training.run(on_epoch, save_due, on_state, resume)
         except (DivergedError, CrewError) as error:
             raise InputError(str(error)) from None
 
@@ -67,6 +87,7 @@ def main() -> None:
         ],
     )
     save_model(Path("models/model.npz"), parameters)
+    CHECKPOINT.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

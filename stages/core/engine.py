@@ -206,7 +206,7 @@ class Share:
         samples: int,
         inputs: int,
         targets: Array,
-        generator: np.random.Generator,
+        seed: Sequence[int],
         add: bool,
     ) -> Exponentials:
         """Take the images on the board forwards and backwards; find the own share's gradient.
@@ -216,7 +216,7 @@ class Share:
             samples: how many there are.
             inputs: how many of their pixels are looked at; the others are dark in all of them.
             targets: (samples, classes) one_hot of the labels.
-            generator: says which units are dropped; the same in every process.
+            seed: says which units are dropped; the same in every process.
             add: add to the gradient of the batch's earlier parts, instead of starting anew.
 
         Returns:
@@ -228,17 +228,18 @@ class Share:
         inputs = min(-(-inputs // _LANES) * _LANES, self.board.pixels.shape[2])
         views = self.views(half, samples, inputs)
         np.copyto(views.x, views.pixels)
-        logits = self._forward(views, self._kept_units(samples, generator))
+        logits = self._forward(views, self._kept_units(samples, seed))
         pieces = exponentials(logits, self.arithmetic)
         dz = cross_entropy_derivative(pieces.e / pieces.total, targets)
         self._backward(views, self.arithmetic.round_output_errors(dz), add)
         return pieces
 
-    def _kept_units(self, samples: int, generator: np.random.Generator) -> list[Array | None]:
+    def _kept_units(self, samples: int, seed: Sequence[int]) -> list[Array | None]:
         """Draw for each hidden layer which own units (samples, units) are kept; None: all."""
         dropout = self.regularisation.dropout
         if not dropout:
             return [None] * len(self.own)
+        generator = np.random.default_rng(seed)
         return [
             (generator.random((samples, units), np.float32) >= dropout)[:, own]
             for units, own in zip(self.hidden_sizes, self.own, strict=True)
@@ -428,13 +429,41 @@ class Share:
         biases = [layer.b for layer in (self.averages if self.average else self.parameters)]
         kept = 1.0 - self.regularisation.dropout
         W = [W[0], *(values * kept if kept < 1.0 else values for values in W[1:])]
-        layers[0].W[:, self.own[0]][inputs] = W[0]
-        for layer, own, part in zip(layers[1:], self.own, W[1:], strict=True):
-            layer.W[own] = part
-        for layer, own, b in zip(layers[:-1], self.own, biases[:-1], strict=True):
+        self._place(layers, inputs, [Layer(*layer) for layer in zip(W, biases, strict=True)])
+
+    def save(self, whole: Sequence[Sequence[Layer]], inputs: Array) -> None:
+        """Write the own share of all that steps change into whole networks' layers.
+
+        Args:
+            whole: to be written: for the parameters, for the average if there is one, and for
+                each of the optimizer's slots.
+            inputs: as for `show`.
+        """
+        for layers, vector in zip(whole, self._vectors(), strict=True):
+            self._place(layers, inputs, _split(vector, self.parameters))
+
+    def restore(self, whole: Sequence[Sequence[Layer]], inputs: Array, steps: int) -> None:
+        """Go on from what `save` wrote after so many steps; the arithmetic's grids are set."""
+        for layers, vector in zip(whole, self._vectors(), strict=True):
+            (W, b), *others = layers
+            mine = self._of([Layer(W[inputs], b), *others])
+            for own, saved in zip(_split(vector, self.parameters), mine, strict=True):
+                own.W[...], own.b[...] = saved
+        self.steps = steps
+        self._round_all()
+
+    def _vectors(self) -> list[Array]:
+        return [self.flat, *([self.flat_average] if self.average else []), *self.flat_slots]
+
+    def _place(self, layers: Sequence[Layer], inputs: Array, mine: Sequence[Layer]) -> None:
+        """Write the own share of each layer where it stands in a whole network's layers."""
+        layers[0].W[:, self.own[0]][inputs] = mine[0].W
+        for layer, own, (W, _) in zip(layers[1:], self.own, mine[1:], strict=True):
+            layer.W[own] = W
+        for layer, own, (_, b) in zip(layers[:-1], self.own, mine[:-1], strict=True):
             layer.b[own] = b
         if self.rank == 0:
-            layers[-1].b[...] = biases[-1]
+            layers[-1].b[...] = mine[-1].b
 
     def _of(self, layers: Sequence[Layer]) -> list[Layer]:
         """Return the own share of a network's layers, as views."""

@@ -209,6 +209,12 @@ class Exact:
             self._weight_bounds[unit] *= 2.0
         return False
 
+    def coarsen(self, grids: Sequence[float]) -> None:
+        """Put the weights on the grids of an earlier training, which are as coarse or coarser."""
+        for layer, grid in enumerate(grids):
+            self._weight_bounds[self._layer_of_unit == layer] *= grid / self.grids[layer]
+        self.grids = list(grids)
+
     def ceiling(self, layer: int) -> float:
         """Return where the activations that enter a layer saturate.
 

@@ -76,6 +76,27 @@ class Epoch(NamedTuple):
     validation_accuracy: float
 
 
+class State(NamedTuple):
+    """All that a training needs to go on after an epoch, whatever the number of workers.
+
+    Attributes:
+        epoch: how many epochs are done.
+        steps: how many steps.
+        best: the validation accuracy of the weights kept so far.
+        grids: those of the weights; none in ordinary floating point.
+        whole: layers of whole networks: the parameters, the average if there is one, and each of
+            the optimizer's slots.
+        kept: the weights kept so far.
+    """
+
+    epoch: int
+    steps: int
+    best: float
+    grids: list[float]
+    whole: list[list[Layer]]
+    kept: list[Layer]
+
+
 class Training:
     """One training run: its data, its parameters and the memory that the crew shares."""
 
@@ -121,14 +142,12 @@ class Training:
         self.regularisation = Regularisation(
             recipe.l2, recipe.weight_decay, recipe.max_norm, recipe.dropout
         )
-        self.layers = [
-            Layer(
-                shared_array((a, b), self.arithmetic.narrow),
-                shared_array(b, self.arithmetic.narrow),
-            )
-            for a, b in pairwise(sizes)
-        ]
+        self.layers = self._shared_layers(sizes)
         """The whole network after the last epoch: what is scored and kept."""
+        vectors = 1 + (recipe.average > 0.0) + self.optimizer.slots
+        self.whole = [self._shared_layers(sizes) for _ in range(vectors)]
+        self.save_now = shared_array(1, np.uint8)
+        self.resumed: State | None = None
         self.groups = -(-len(x) // GROUP)
         if recipe.augmentation:
             self.deformations = Deformations(
@@ -139,16 +158,38 @@ class Training:
         self.shifted, self.totals = (shared_array(len(x), np.float64) for _ in range(2))
         self.scores = shared_array((workers, 2), np.float64)
 
-    def run(self, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> list[Layer]:
-        """Train, calling `on_epoch` after each epoch, and return the parameters to keep.
+    def _shared_layers(self, sizes: Sequence[int]) -> list[Layer]:
+        kind = self.arithmetic.narrow
+        return [
+            Layer(shared_array((a, b), kind), shared_array(b, kind)) for a, b in pairwise(sizes)
+        ]
+
+    def run(
+        self,
+        on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+        save_due: Callable[[], bool] = lambda: False,
+        on_state: Callable[[State], None] = lambda state: None,
+        resume: State | None = None,
+    ) -> list[Layer]:
+        """Train, and return the parameters to keep.
+
+        Args:
+            on_epoch: called after each epoch.
+            save_due: says after an epoch whether the state is to be saved.
+            on_state: called with it then; its arrays are good until `on_state` returns.
+            resume: the state to go on from, saved by a training of the same data and recipe; the
+                result is the same as if that had gone on.
 
         Raises:
             DivergedError: the loss or the weights outgrew what arithmetic can hold.
         """
+        self.resumed = resume
         # A kernel may compute beyond the edge of a matrix and raise the flag for what it finds
         # there; real infinities and NaN are caught by the arithmetic's bounds.
         with np.errstate(invalid="ignore"):
-            kept: list[Layer] = self.crew.run(lambda rank: Worker(self, rank).train(on_epoch))
+            kept: list[Layer] = self.crew.run(
+                lambda rank: Worker(self, rank).train(on_epoch, save_due, on_state)
+            )
         return kept
 
 
@@ -192,12 +233,22 @@ class Worker:
         )
         self.canvas = Scratch()
 
-    def train(self, on_epoch: Callable[[Epoch], None]) -> list[Layer]:
+    def train(
+        self,
+        on_epoch: Callable[[Epoch], None],
+        save_due: Callable[[], bool],
+        on_state: Callable[[State], None],
+    ) -> list[Layer]:
         """Run all epochs; rank 0 reports them and returns the parameters to keep."""
-        recipe = self.training.recipe
+        run, recipe = self.training, self.training.recipe
+        done, best = 0, -1.0
         kept: list[Layer] = []
-        best = -1.0
-        for number in range(1, recipe.epochs + 1):
+        if run.resumed:
+            done, steps, best, grids, whole, kept = run.resumed
+            if isinstance(run.arithmetic, Exact):
+                run.arithmetic.coarsen(grids)
+            self.share.restore(whole, run.images.pixels, steps)
+        for number in range(done + 1, recipe.epochs + 1):
             try:
                 self._epoch(number)
                 parameters, arithmetic = self._parameters_to_score()
@@ -212,6 +263,14 @@ class Worker:
                     best = epoch.validation_accuracy
                     kept = [Layer(W.copy(), b.copy()) for W, b in parameters]
                 on_epoch(epoch)
+                run.save_now[0] = save_due()
+            self.crew.wait(self.rank)
+            if run.save_now[0]:
+                self.share.save(run.whole, run.images.pixels)
+                self.crew.wait(self.rank)
+                if self.rank == 0:
+                    grids = run.arithmetic.grids if isinstance(run.arithmetic, Exact) else []
+                    on_state(State(number, self.share.steps, best, grids, run.whole, kept))
         return kept
 
     def _epoch(self, number: int) -> None:
@@ -226,7 +285,7 @@ class Worker:
         for i, part in enumerate(parts):
             if i + 1 < len(parts):
                 self._prepare(parts[i + 1], (i + 1) % 2)
-            self._learn(part, i % 2, np.random.default_rng([recipe.seed, number, i, 0]))
+            self._learn(part, i % 2, seed=[recipe.seed, number, i, 0])
             if part.batch:
                 progress = self.share.steps / steps
                 rate = scheduled(recipe.learning_rate, recipe.schedule, progress, recipe.warm_up)
@@ -257,14 +316,12 @@ class Worker:
         if run.recipe.augmentation:
             self._deform(pixels, part.position + rows.start)
 
-    def _learn(self, part: Part, half: int, generator: np.random.Generator) -> None:
+    def _learn(self, part: Part, half: int, seed: Sequence[int]) -> None:
         """Let the share learn a part, and note what its images' losses are made of."""
         run = self.training
         labels = part.labels
         targets = run.targets.take(labels, axis=0)
-        pieces = self.share.learn(
-            half, len(labels), part.inputs, targets, generator, add=not part.first
-        )
+        pieces = self.share.learn(half, len(labels), part.inputs, targets, seed, add=not part.first)
         rows = self.crew.share(len(labels), self.rank)
         numbers = np.arange(rows.start, rows.stop)
         here = slice(part.position + rows.start, part.position + rows.stop)

@@ -1,0 +1,85 @@
+"""The training's checkpoint: what an interrupted `train` stage goes on from.
+
+It lies where Git and DVC ignore everything and is no output: it changes no hash, and the stage
+removes it at its end. It counts only for the very same training: each of its `origin`'s parts (the
+parameters, the data, the code) must have the same digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.core.network import Layer
+from stages.core.training import Epoch, State
+from stages.errors import InputError
+from stages.files import Array, load_arrays, save_arrays
+
+CHECKPOINT = Path(".dvc/tmp/train.checkpoint.npz")
+CODE = Path(__file__).parent
+
+Origin = Mapping[str, str]
+
+
+def origin_of(settings: Mapping[str, Any], arrays: Sequence[Array]) -> Origin:
+    """Return a digest of all that decides a training's result: parameters, data and code."""
+    data = hashlib.sha256()
+    for array in arrays:
+        data.update(f"{array.dtype} {array.shape}".encode())
+        data.update(array.tobytes())
+    code = hashlib.sha256()
+    for path in sorted(CODE.rglob("*.py")):
+        code.update(path.read_bytes())
+    return {
+        "parameters": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
+        "data": data.hexdigest(),
+        "code": code.hexdigest(),
+    }
+
+
+def save_checkpoint(origin: Origin, state: State, curves: Sequence[Epoch]) -> None:
+    """Write the state after an epoch, with the curves up to it."""
+    layers = [layer for network in (*state.whole, state.kept) for layer in network]
+    arrays = {f"array{i}": array for i, array in enumerate(a for layer in layers for a in layer)}
+    save_arrays(
+        CHECKPOINT,
+        {
+            **{name: np.array(digest) for name, digest in origin.items()},
+            "curves": np.array(curves, np.float64),
+            "done": np.array([state.epoch, state.steps]),
+            "best": np.array(state.best),
+            "grids": np.array(state.grids),
+            "layers": np.array(len(state.kept)),
+            **arrays,
+        },
+    )
+
+
+def load_checkpoint(origin: Origin) -> tuple[State, list[Epoch]] | str | None:
+    """Return the state and the curves to go on from.
+
+    Returns:
+        None if there is no checkpoint, and why it does not count if it does not.
+    """
+    if not CHECKPOINT.exists():
+        return None
+    try:
+        arrays = load_arrays(CHECKPOINT)
+        others = [name for name in origin if str(arrays[name]) != origin[name]]
+        if others:
+            return f"{CHECKPOINT}: ignored: of other {' and '.join(others)}"
+        flat = [arrays[f"array{i}"] for i in range(sum(n.startswith("array") for n in arrays))]
+        layers = [Layer(W, b) for W, b in zip(flat[::2], flat[1::2], strict=True)]
+        size = int(arrays["layers"])
+        *whole, kept = (layers[i : i + size] for i in range(0, len(layers), size))
+        epoch, steps = arrays["done"].tolist()
+        state = State(epoch, steps, float(arrays["best"]), arrays["grids"].tolist(), whole, kept)
+        curves = [Epoch(int(n), *map(float, losses)) for n, *losses in arrays["curves"]]
+    except (InputError, KeyError, ValueError) as error:
+        return f"{CHECKPOINT}: ignored: damaged ({error})"
+    return state, curves

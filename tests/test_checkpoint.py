@@ -1,0 +1,136 @@
+"""Interrupted training goes on, and ends with the bytes of one that nothing interrupted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from small_project import copy_project, environment, set_parameters
+from test_stages import stage
+from test_training import TRAIN, VALIDATION, digest, digits
+
+from stages.checkpoint import CHECKPOINT
+from stages.core.augmentation import Augmentation
+from stages.core.training import Epoch, Recipe, State, Training
+
+SIMPLE = Recipe([16], batch_size=100, epochs=4, learning_rate=0.05)
+RECIPES = {
+    "momentum": SIMPLE,
+    "the best kept, averaged, adam": replace(
+        SIMPLE, optimizer="adam", learning_rate=0.01, average=0.9, keep="best"
+    ),
+    "two layers, dropout, max-norm": replace(
+        SIMPLE, hidden_sizes=[20, 12], dropout=0.2, max_norm=1.5, schedule="one_cycle"
+    ),
+    "weights that outgrow their grid": replace(SIMPLE, learning_rate=2.0, batch_size=50),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_resumed_training_ends_with_the_same_bytes(name: str) -> None:
+    recipe = RECIPES[name]
+    states: list[State] = []
+    epochs: list[Epoch] = []
+    whole = Training(TRAIN, VALIDATION, recipe).run(
+        epochs.append, lambda: True, lambda state: states.append(deepcopy(state))
+    )
+    assert [state.epoch for state in states] == [1, 2, 3, 4]
+    for state in states:
+        for workers in (1, 3) if sys.platform == "linux" else (1,):
+            reported: list[Epoch] = []
+            training = Training(TRAIN, VALIDATION, recipe, workers)
+            assert digest(training.run(reported.append, resume=deepcopy(state))) == digest(whole)
+            assert reported == epochs[state.epoch :]
+
+
+def test_a_resumed_augmented_training_ends_with_the_same_bytes() -> None:
+    data, validation = digits(300, seed=1, pixels=784), digits(50, seed=2, pixels=784)
+    recipe = replace(SIMPLE, augmentation=Augmentation(rotation=10, elastic=20))
+    states: list[State] = []
+    whole = Training(data, validation, recipe).run(
+        save_due=lambda: not states, on_state=lambda state: states.append(deepcopy(state))
+    )
+    assert digest(Training(data, validation, recipe).run(resume=states[0])) == digest(whole)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """Return a small project that is ready to train."""
+    copy_project(tmp_path)
+    set_parameters(tmp_path, {"train": {"epochs": 40}})
+    assert stage("preprocess", tmp_path).returncode == 0
+    return tmp_path
+
+
+def kill_half_way(project: Path) -> None:
+    """Start training, and kill it once there is a checkpoint of half of the epochs or more."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "stages.train"],
+        cwd=project,
+        env=environment(CHECKPOINT_SECONDS="0", WORKERS="2"),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as training:
+        assert training.stdout is not None
+        for line in training.stdout:
+            if int(line.split()[1].split("/")[0]) >= 24:
+                break
+        while not (project / CHECKPOINT).exists():
+            time.sleep(0.01)
+        os.killpg(training.pid, signal.SIGKILL)
+    assert not (project / "models" / "model.npz").exists()
+
+
+def outputs(project: Path) -> list[bytes]:
+    return [
+        (project / name).read_bytes()
+        for name in ("models/model.npz", "reports/learning_curves.csv")
+    ]
+
+
+def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(project: Path) -> None:
+    kill_half_way(project)
+    again = stage("train", project)
+    assert again.returncode == 0, again.stderr
+    first, *lines = again.stdout.splitlines()
+    assert first.startswith(f"{CHECKPOINT}: going on after epoch ")
+    assert int(first.split()[-1]) >= 20
+    assert all(int(line.split()[1].split("/")[0]) > 20 for line in lines)
+    resumed = outputs(project)
+    assert not (project / CHECKPOINT).exists()
+
+    whole = stage("train", project)
+    assert whole.stdout.startswith("epoch    4/40")
+    assert outputs(project) == resumed
+
+
+def test_a_checkpoint_of_another_training_is_ignored_with_the_reason(project: Path) -> None:
+    kill_half_way(project)
+    kept = (project / CHECKPOINT).read_bytes()
+    set_parameters(project, {"train": {"epochs": 2}})
+    other = stage("train", project)
+    assert other.stdout.splitlines()[0] == f"{CHECKPOINT}: ignored: of other parameters"
+    expected = outputs(project)
+
+    set_parameters(project, {"train": {"epochs": 40}, "preprocess": {"seed": 2}})
+    (project / CHECKPOINT).write_bytes(kept)
+    assert stage("preprocess", project).returncode == 0
+    said = stage("train", project).stdout.splitlines()[0]
+    assert said == f"{CHECKPOINT}: ignored: of other data"
+
+    set_parameters(project, {"train": {"epochs": 2}, "preprocess": {"seed": 1}})
+    assert stage("preprocess", project).returncode == 0
+    for damage in (kept[: len(kept) // 2], b"", kept[:-200] + bytes(200)):
+        (project / CHECKPOINT).write_bytes(damage)
+        done = stage("train", project)
+        assert done.returncode == 0
+        assert done.stdout.startswith(f"{CHECKPOINT}: ignored: damaged")
+        assert outputs(project) == expected
