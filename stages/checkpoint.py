@@ -54,6 +54,7 @@ def save_checkpoint(origin: Origin, state: State, curves: Sequence[Epoch]) -> No
             "done": np.array([state.epoch, state.steps]),
             "best": np.array(state.best),
             "grids": np.array(state.grids),
+            "moments": np.concatenate(state.moments, axis=1),
             "layers": np.array(len(state.kept)),
             **arrays,
         },
@@ -78,7 +79,16 @@ def load_checkpoint(origin: Origin) -> tuple[State, list[Epoch]] | str | None:
         size = int(arrays["layers"])
         *whole, kept = (layers[i : i + size] for i in range(0, len(layers), size))
         epoch, steps = arrays["done"].tolist()
-        state = State(epoch, steps, float(arrays["best"]), arrays["grids"].tolist(), whole, kept)
+        ends = np.cumsum([len(b) for _, b in kept[:-1]])
+        state = State(
+            epoch,
+            steps,
+            float(arrays["best"]),
+            arrays["grids"].tolist(),
+            np.split(arrays["moments"], ends[:-1], axis=1),
+            whole,
+            kept,
+        )
         curves = [Epoch(int(n), *map(float, losses)) for n, *losses in arrays["curves"]]
     except (InputError, KeyError, ValueError) as error:
         return f"{CHECKPOINT}: ignored: damaged ({error})"

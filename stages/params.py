@@ -85,6 +85,7 @@ class TrainParams(_Section):
     max_norm: Annotated[float, Field(ge=0, le=100), FromText]
     dropout: Annotated[float, Field(ge=0, lt=1), FromText]
     label_smoothing: Annotated[float, Field(ge=0, lt=1), FromText]
+    batch_normalisation: Annotated[bool, FromYesNo]
     average: Annotated[float, Field(ge=0, lt=1), FromText]
     augmentation: AugmentationParams
     seed: Seed

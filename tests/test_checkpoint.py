@@ -29,6 +29,7 @@ RECIPES = {
     "two layers, dropout, max-norm": replace(
         SIMPLE, hidden_sizes=[20, 12], dropout=0.2, max_norm=1.5, schedule="one_cycle"
     ),
+    "batch normalisation": replace(SIMPLE, hidden_sizes=[20, 12], batch_normalisation=True),
     "weights that outgrow their grid": replace(SIMPLE, learning_rate=2.0, batch_size=50),
 }
 

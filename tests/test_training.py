@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -220,6 +221,60 @@ def test_the_engine_in_float64_agrees_with_it_to_float64_accuracy(name: str, wor
     assert_close(found, expected, start, tolerance)
 
 
+@pytest.mark.parametrize("hidden_sizes", [[16], [20, 12]])
+@pytest.mark.parametrize("workers", [1, 2] if sys.platform == "linux" else [1])
+def test_batch_normalisation_agrees_with_tensorflows_gradients_and_moments(
+    hidden_sizes: list[int], workers: int, tensorflow: ModuleType
+) -> None:
+    tf = tensorflow
+    data = TRAIN[0][:400], TRAIN[1][:400]
+    recipe = Recipe(
+        hidden_sizes, batch_size="all", epochs=10, learning_rate=0.2, momentum=0.0,
+        batch_normalisation=True, average=0.6,
+    )  # fmt: skip
+    start = start_of(recipe, data)
+    W = [tf.Variable(layer.W) for layer in start]
+    b = [tf.Variable(layer.b) for layer in start]
+    averages = [[v.numpy() for v in W], [v.numpy() for v in b]]
+    moments: list[list[Array]] = []
+    for step in range(1, recipe.epochs + 1):
+        found = []
+        with tf.GradientTape() as tape:
+            a = tf.constant(data[0] / 256.0)
+            for number in range(len(hidden_sizes)):
+                z = a @ W[number]
+                mean, variance = tf.nn.moments(z, axes=[0])
+                found.append([mean.numpy(), variance.numpy()])
+                a = tf.nn.relu(tf.nn.batch_normalization(z, mean, variance, b[number], None, 1e-5))
+            logits = a @ W[-1] + b[-1]
+            labels = data[1].astype(np.int64)
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+            loss = tf.reduce_mean(losses)
+        for variable, g in zip([*W, *b], tape.gradient(loss, [*W, *b]), strict=True):
+            variable.assign_sub(recipe.learning_rate * g)
+        share = min(0.6, (1 + step) / (10 + step))
+        for average, variables in zip(averages, (W, b), strict=True):
+            for i, variable in enumerate(variables):
+                average[i] = share * average[i] + (1 - share) * variable.numpy()
+        share = share if moments else 0.0
+        moments = [
+            [share * old + (1 - share) * new for old, new in zip(olds, news, strict=True)]
+            for olds, news in zip(moments or found, found, strict=True)
+        ]
+    expected = [Layer(*layer) for layer in zip(*averages, strict=True)]
+    for number, (mean, variance) in enumerate(moments):
+        deviation = np.sqrt(variance + 1e-5)
+        expected[number] = Layer(
+            expected[number].W / deviation, expected[number].b - mean / deviation
+        )
+    double = Training(data, VALIDATION, recipe, workers, exact=False, dtype=np.float64).run()
+    assert_close(double, expected, start, 1e-9)
+    single = Training(data, VALIDATION, recipe, workers, exact=False).run()
+    assert_close(single, expected, start, 1e-4)
+    exact = Training(data, VALIDATION, recipe, workers).run()
+    assert_close(exact, expected, start, 0.02 if len(hidden_sizes) == 1 else 0.1)
+
+
 def test_dropout_is_what_its_masks_say() -> None:
     # One step over all images: two parts, each with masks of its own for both layers.
     recipe = Recipe([20, 12], batch_size="all", epochs=1, learning_rate=0.5, dropout=0.3)
@@ -315,6 +370,7 @@ LAYOUTS = {
             max_norm=1.5,
             dropout=0.2,
             label_smoothing=0.1,
+            batch_normalisation=True,
             average=0.9,
         ),
         600,

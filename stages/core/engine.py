@@ -37,10 +37,13 @@ from stages.core.network import (
     relu,
     relu_derivative,
 )
+from stages.core.normalisation import Moments, moments_of, normalise, normalise_backward
 from stages.core.optimizers import Optimizer
 
 _BLOCK = 32768
 """Parameters that are updated together: few enough to stay in a core's cache meanwhile."""
+_MOMENTS_SHARE = 0.99
+"""What of the moments' averages a step leaves as it was, unless the weights' average says it."""
 _LANES = 16
 """The inputs that a product looks at are a multiple of these."""
 
@@ -61,6 +64,7 @@ class Board:
         weight_sums: (2, processes, units) sums of absolute weights that enter each unit.
         square_sums: the same of squared weights.
         row_sums: (2, processes, layers) the largest sum over a row of absolute weights.
+        moments: for each hidden layer, (2, units) averages of mean and variance.
     """
 
     def __init__(self, sizes: Sequence[int], samples: int, crew: int, arithmetic: Arithmetic):
@@ -78,6 +82,7 @@ class Board:
         self.weight_sums = shared_array((2, crew, sum(sizes[1:])))
         self.square_sums = shared_array((2, crew, sum(sizes[1:])), np.float64)
         self.row_sums = shared_array((2, crew, len(sizes) - 1))
+        self.moments = [shared_array((2, units), np.float64) for units in hidden]
 
 
 class Regularisation(NamedTuple):
@@ -90,6 +95,7 @@ class Regularisation(NamedTuple):
             Regularization", eq. 9).
         max_norm: the largest Euclidean norm of the weights that enter a unit; longer ones are
             scaled back after a step (Srivastava et al. 2014, section 5.1).
+        batch_normalisation: whether the hidden layers' z are normalised.
         dropout: share of the hidden units that each sample does without (Srivastava et al. 2014,
             section 4); the trained weights that leave them are scaled by 1 - dropout.
     """
@@ -98,6 +104,7 @@ class Regularisation(NamedTuple):
     weight_decay: float = 0.0
     max_norm: float = 0.0
     dropout: float = 0.0
+    batch_normalisation: bool = False
 
 
 class Block(NamedTuple):
@@ -188,6 +195,9 @@ class Share:
             [np.empty((samples, count), arithmetic.narrow) for count in units] for _ in range(2)
         )
         self.last_hidden = np.empty((samples, units[-1]), arithmetic.wide)
+        self.logits: Array = np.empty((len(start[-1].b), samples), arithmetic.wide).T
+        self.normalised = [np.empty_like(a) for a in self.activations]
+        self.moments = [Moments(np.empty(0), np.empty(0)) for _ in units]
         self.views = cache(self._views)
         self.hidden_sizes = [len(b) for _, b in start[:-1]]
         self.ends = list(accumulate(len(b) for _, b in start))
@@ -253,21 +263,27 @@ class Share:
             self._to_second_layer(views, kept[0])
             self.crew.wait(self.rank)
         for number, parts in enumerate(views.parts[:-1], start=1):
-            a, b = views.activations[number], self.parameters[number].b
-            self._activate(number, _total(parts, b, out=a), kept[number])
+            a = views.activations[number]
+            self._activate(number, _total(parts, out=a), kept[number])
             self._to_next_layer(number, views)
             self.crew.wait(self.rank)
-        return _total(views.parts[-1], self.parameters[-1].b)
+        logits = _total(views.parts[-1], out=self.logits[: len(views.x)])
+        logits += self.parameters[-1].b
+        return logits
 
     def _to_second_layer(self, views: Views, kept: Array | None) -> None:
         z = np.matmul(views.x, views.W[0], out=views.activations[0])
         z *= PIXELS.grid
-        z += self.parameters[0].b
         self._activate(0, z, kept)
         self._to_next_layer(0, views)
 
     def _activate(self, number: int, z: Array, kept: Array | None) -> None:
-        """Turn a layer's z into its activations, in place."""
+        """Turn a layer's z, without its bias, into its activations, in place."""
+        if self.regularisation.batch_normalisation:
+            self.moments[number] = moments_of(number, z, self.arithmetic)
+            normalise(z, self.moments[number])
+            self.normalised[number][: len(z)] = z
+        z += self.parameters[number].b
         relu(z, self.arithmetic.ceiling(number + 1), out=z)
         self.arithmetic.round_activations(number + 1, z)
         if kept is not None:
@@ -287,35 +303,52 @@ class Share:
     def _backward(self, views: Views, dz: Array, add: bool) -> None:
         """Find the gradient of the own share, given the output layer's errors."""
         last = len(views.W) - 1
-        self._add_gradient(last, views.last_hidden, dz, column_sums(dz), add)
+        self._add_gradient(last, views.last_hidden, dz, add)
+        self._add_bias_gradient(last, dz, add)
         errors = views.errors
         product = dz @ views.W[last].T
         product *= relu_derivative(views.activations[-1])
         np.copyto(errors[-1], product, casting="same_kind")
+        by_unit = self._through_bias(last - 1, errors[-1], add)
         for number in range(last - 1, 0, -1):
-            by_unit = self.arithmetic.errors_by_unit(number, errors[number])
             all_errors, all_by_unit = views.shown[number - 1]
             all_errors[:, self.own[number]] = errors[number]
             all_by_unit[:, self.own[number]] = by_unit
             self.crew.wait(self.rank)
             a = views.activations[number - 1]
-            self._add_gradient(number, a, all_by_unit, column_sums(by_unit), add)
+            self._add_gradient(number, a, all_by_unit, add)
             by_sample = self.arithmetic.errors_by_sample(number, all_errors)
             np.matmul(by_sample, views.W[number].T, out=errors[number - 1])
             errors[number - 1] *= relu_derivative(a)
-        by_unit = self.arithmetic.errors_by_unit(0, errors[0])
-        self._add_gradient(0, views.x, by_unit, column_sums(by_unit), add)
+            by_unit = self._through_bias(number - 1, errors[number - 1], add)
+        self._add_gradient(0, views.x, by_unit, add)
 
-    def _add_gradient(self, number: int, x: Array, dz: Array, db: Array, add: bool) -> None:
-        gradients = self.gradients[number]
-        looked_at = gradients.W[: x.shape[1]]
+    def _through_bias(self, number: int, dz: Array, add: bool) -> Array:
+        """Find the gradient of a hidden layer's biases, and go back through its normalisation.
+
+        Returns:
+            The errors, rounded for the gradient of the layer's weights.
+        """
+        by_unit = self.arithmetic.errors_by_unit(number, dz)
+        self._add_bias_gradient(number, by_unit, add)
+        if self.regularisation.batch_normalisation:
+            normalised = self.normalised[number][: len(dz)]
+            normalise_backward(dz, by_unit, normalised, self.moments[number], self.arithmetic)
+            by_unit = self.arithmetic.errors_by_unit(number, dz)
+        return by_unit
+
+    def _add_bias_gradient(self, number: int, dz: Array, add: bool) -> None:
+        db = self.gradients[number].b
+        np.add(db, column_sums(dz), out=db) if add else np.copyto(db, column_sums(dz))
+
+    def _add_gradient(self, number: int, x: Array, dz: Array, add: bool) -> None:
+        dW = self.gradients[number].W
+        looked_at = dW[: x.shape[1]]
         if add:
             looked_at += gradient(x, dz)
-            gradients.b[...] += db
         else:
             gradient(x, dz, out=looked_at)
-            gradients.W[x.shape[1] :] = 0.0
-            gradients.b[...] = db
+            dW[x.shape[1] :] = 0.0
 
     def update(self, samples: int, rate: float) -> None:
         """Move the own parameters by one step, block by block, and round them.
@@ -324,7 +357,7 @@ class Share:
             samples: that the gradient is a sum over.
             rate: the learning rate.
         """
-        l2, weight_decay, max_norm, _ = self.regularisation
+        l2, weight_decay, max_norm, *_ = self.regularisation
         self.steps += 1
         self._clear_sums()
         for block in self.blocks:
@@ -343,15 +376,24 @@ class Share:
             self._scale_back(max_norm)
             for block in self.blocks:
                 self._settle(block)
+        if self.regularisation.batch_normalisation:
+            first = self.steps == 1
+            share = 0.0 if first else self._kept_share(self.average or _MOMENTS_SHARE)
+            for shown, own, found in zip(self.board.moments, self.own, self.moments, strict=True):
+                shown[:, own] += (np.stack(found) - shown[:, own]) * (1.0 - share)
+
+    def _kept_share(self, average: float) -> float:
+        """Return what of an average stays in this step.
+
+        A short training's average must not be its beginning: the share grows to its full size.
+        """
+        return min(average, (1.0 + self.steps) / (10.0 + self.steps))
 
     def _settle(self, block: Block) -> None:
         """Take a moved block into the average and put its weights on their grid."""
         if self.average:
-            # A short training's average must not be its beginning: the share grows to its full
-            # size.
-            share = min(self.average, (1.0 + self.steps) / (10.0 + self.steps))
             np.subtract(block.parameters, block.average, out=block.scratch)
-            np.multiply(block.scratch, 1.0 - share, out=block.scratch)
+            block.scratch[...] *= 1.0 - self._kept_share(self.average)
             np.add(block.average, block.scratch, out=block.average)
         self._round(block)
 
@@ -521,13 +563,16 @@ class Share:
         yield block(None, [vector[biases] for vector in vectors], self.flat[biases])
 
 
-def _total(parts: Sequence[Array], b: Array, out: Array | None = None) -> Array:
-    """Return the sum of all processes' parts, plus b."""
-    total, *others = parts
+def _total(parts: Sequence[Array], out: Array) -> Array:
+    """Return the sum of all processes' parts."""
+    if len(parts) == 1:
+        np.copyto(out, parts[0])
+        return out
+    first, second, *others = parts
+    np.add(first, second, out=out)
     for part in others:
-        total = np.add(total, part, out=out)
-    summed: Array = np.add(total, b, out=out)
-    return summed
+        out += part
+    return out
 
 
 def _split(flat: Array, like: Sequence[Layer]) -> list[Layer]:

@@ -99,6 +99,8 @@ FINEST_ERROR_GRID = 2.0**-24
 OUTPUT_WEIGHT_GRID = 2.0**-14
 OUTPUT_WEIGHT_BOUND = 2.0**8
 OUTPUT_ERROR_GRID = 2.0**-20
+ERROR_GRID = 2.0**-36
+NORMALISED_GRID = 2.0**-10
 EXP_GRID = 2.0**-48
 LOSS_GRID = 2.0**-20
 LOSS_SUM_BOUND = 2.0**33
@@ -287,6 +289,18 @@ class Exact:
         grid = power_of_two_above(sums / (self.signals[layer].limit - LARGEST_PART / 2))
         return round_to_grid(dz, grid.astype(dz.dtype))
 
+    def round_for_squares(self, layer: int, z: Array) -> Array:
+        """Bring a layer's z, as float64, onto a grid on which the sum of its squares is exact."""
+        return round_to_grid(z, 16.0 * self.signals[layer].grid * self.grids[layer], out=z)
+
+    def round_normalised(self, z: Array) -> Array:
+        """Bring normalised values, as float64, onto their grid."""
+        return round_to_grid(z, NORMALISED_GRID, out=z)
+
+    def round_errors(self, dz: Array) -> Array:
+        """Bring errors, as float64, onto the grid that the products of errors and weights have."""
+        return round_to_grid(dz, ERROR_GRID, out=dz)
+
 
 class Plain:
     """Ordinary floating point, nothing rounded: for the benchmark and for gradient checks."""
@@ -321,6 +335,18 @@ class Plain:
         return dz
 
     def errors_by_unit(self, layer: int, dz: Array) -> Array:
+        """Return `dz` as it is."""
+        return dz
+
+    def round_for_squares(self, layer: int, z: Array) -> Array:
+        """Return `z` as it is."""
+        return z
+
+    def round_normalised(self, z: Array) -> Array:
+        """Return `z` as it is."""
+        return z
+
+    def round_errors(self, dz: Array) -> Array:
         """Return `dz` as it is."""
         return dz
 

@@ -31,6 +31,7 @@ from stages.core.elementary import log
 from stages.core.engine import Board, Regularisation, Share
 from stages.core.exact import LARGEST_PART, Arithmetic, Exact, ExactnessError, Plain
 from stages.core.network import Layer, initialise, on_grids, one_hot, score, smoothed
+from stages.core.normalisation import Moments, folded
 from stages.core.optimizers import Adam, Momentum, Optimizer, scheduled
 
 _CHUNK = 64
@@ -60,6 +61,7 @@ class Recipe:
     weight_decay: float = 0.0
     max_norm: float = 0.0
     dropout: float = 0.0
+    batch_normalisation: bool = False
     label_smoothing: float = 0.0
     average: float = 0.0
     augmentation: Augmentation = NO_AUGMENTATION
@@ -84,6 +86,7 @@ class State(NamedTuple):
         steps: how many steps.
         best: the validation accuracy of the weights kept so far.
         grids: those of the weights; none in ordinary floating point.
+        moments: for each hidden layer, (2, units) averages of mean and variance.
         whole: layers of whole networks: the parameters, the average if there is one, and each of
             the optimizer's slots.
         kept: the weights kept so far.
@@ -93,6 +96,7 @@ class State(NamedTuple):
     steps: int
     best: float
     grids: list[float]
+    moments: list[Array]
     whole: list[list[Layer]]
     kept: list[Layer]
 
@@ -140,7 +144,11 @@ class Training:
         part = min(LARGEST_PART, self.batch_size)
         self.board = Board(sizes, part, workers, self.arithmetic)
         self.regularisation = Regularisation(
-            recipe.l2, recipe.weight_decay, recipe.max_norm, recipe.dropout
+            recipe.l2,
+            recipe.weight_decay,
+            recipe.max_norm,
+            recipe.dropout,
+            recipe.batch_normalisation,
         )
         self.layers = self._shared_layers(sizes)
         """The whole network after the last epoch: what is scored and kept."""
@@ -244,9 +252,11 @@ class Worker:
         done, best = 0, -1.0
         kept: list[Layer] = []
         if run.resumed:
-            done, steps, best, grids, whole, kept = run.resumed
+            done, steps, best, grids, moments, whole, kept = run.resumed
             if isinstance(run.arithmetic, Exact):
                 run.arithmetic.coarsen(grids)
+            for shown, saved in zip(run.board.moments, moments, strict=True):
+                shown[...] = saved
             self.share.restore(whole, run.images.pixels, steps)
         for number in range(done + 1, recipe.epochs + 1):
             try:
@@ -270,7 +280,8 @@ class Worker:
                 self.crew.wait(self.rank)
                 if self.rank == 0:
                     grids = run.arithmetic.grids if isinstance(run.arithmetic, Exact) else []
-                    on_state(State(number, self.share.steps, best, grids, run.whole, kept))
+                    steps, moments = self.share.steps, run.board.moments
+                    on_state(State(number, steps, best, grids, moments, run.whole, kept))
         return kept
 
     def _epoch(self, number: int) -> None:
@@ -350,12 +361,16 @@ class Worker:
 
     def _parameters_to_score(self) -> tuple[list[Layer], Arithmetic]:
         """Return the weights that are scored and kept: the averaged ones, if any, on grids."""
-        run, average = self.training, self.training.recipe.average
+        run, recipe = self.training, self.training.recipe
+        layers = run.layers
         self.share.show(run.layers, run.images.pixels)
         self.crew.wait(self.rank)
-        if (average or run.recipe.dropout) and isinstance(run.arithmetic, Exact):
-            return on_grids(run.layers)
-        return run.layers, run.arithmetic
+        if recipe.batch_normalisation:
+            layers = folded(layers, [Moments(*found) for found in run.board.moments])
+        rounded = not (recipe.average or recipe.dropout or recipe.batch_normalisation)
+        if rounded or not isinstance(run.arithmetic, Exact):
+            return layers, run.arithmetic
+        return on_grids(layers)
 
     def _report(self, number: int, parameters: list[Layer], arithmetic: Arithmetic) -> Epoch:
         """Add up the epoch's losses and score the validation set, each process its share."""
