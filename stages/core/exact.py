@@ -29,6 +29,8 @@ left for the other factor is `limit` = 2**24 / steps.
 |                          |                         | R the largest sum over j of abs(W_ij)   |
 | errors dz, output layer  | 2**-20                  | at most 1, their sum for a sample 2     |
 | e**z in the softmax      | 2**-48                  | at most 1, at most 2**5 classes         |
+| z, for its variance      | 16 steps of x @ W       | 2**20 steps                             |
+| z normalised             | 2**-10                  | below 2**5: 2**15 steps                 |
 | losses                   | 2**-20                  | checked: their sum at most 2**33        |
 
 | sum                      | format  | exact because                                           |
@@ -41,11 +43,14 @@ left for the other factor is `limit` = 2**24 / steps.
 | dz @ W.T, output layer   | float64 | 2**21 steps * 2**22 steps = 2**43                       |
 | abs(dz) over a batch     | float64 | multiples of 2**-36, checked to stay below 2**17        |
 | e**z over the classes    | float64 | 2**48 steps * 2**5 classes = 2**53                      |
+| z over a batch           | float64 | 2**24 steps * 2**9 samples = 2**33                      |
+| z * z over a batch       | float64 | 2**40 steps * 2**9 samples = 2**49                      |
+| dz * z normalised        | float64 | 2**16 steps * 2**15 steps = 2**31                       |
 | losses over the samples  | float64 | 2**33 / 2**-20 = 2**53                                  |
 
-The errors dz are multiples of 2**-36 because both products that make them have such grids. A
-batch has at most 512 samples; a larger one is summed in parts of 512, added one after the other,
-which is an order fixed by the recipe. Grids for weights are found from the weights and only ever
+The errors dz are multiples of 2**-36 because both products that make them have such grids, and
+normalisation rounds to it. A batch has at most 512 samples; a larger one is summed in parts of
+512, added one after the other, which is an order fixed by the recipe. Grids for weights are found from the weights and only ever
 coarsened while training; `Exact.weights_fit` checks the bound after every update. What cannot be
 met raises `ExactnessError`: exactness is never lost in silence.
 
