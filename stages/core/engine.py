@@ -339,7 +339,10 @@ class Share:
 
     def _add_bias_gradient(self, number: int, dz: Array, add: bool) -> None:
         db = self.gradients[number].b
-        np.add(db, column_sums(dz), out=db) if add else np.copyto(db, column_sums(dz))
+        if add:
+            db += column_sums(dz)
+        else:
+            db[...] = column_sums(dz)
 
     def _add_gradient(self, number: int, x: Array, dz: Array, add: bool) -> None:
         dW = self.gradients[number].W
@@ -544,7 +547,10 @@ class Share:
     def _blocks(self) -> Iterator[Block]:
         """Cut the own parameters into blocks that fit a core's cache."""
         vectors = [self.flat, self.flat_gradient, self.flat_average, *self.flat_slots]
-        scratch = np.empty(max(_BLOCK, len(self.flat)), self.flat.dtype)
+        widest = max(
+            *(W.shape[1] for W, _ in self.parameters), sum(len(b) for _, b in self.parameters)
+        )
+        scratch = np.empty(max(_BLOCK, widest), self.flat.dtype)
 
         def block(layer: int | None, views: Sequence[Array], rounded: Array) -> Block:
             parameters, gradient, average, *slots = views
