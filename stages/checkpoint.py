@@ -31,7 +31,7 @@ def origin_of(settings: Mapping[str, Any], arrays: Sequence[Array]) -> Origin:
     data = hashlib.sha256()
     for array in arrays:
         data.update(f"{array.dtype} {array.shape}".encode())
-        data.update(array.tobytes())
+        data.update(np.ascontiguousarray(array).data)  # no copy of what may be a mapped file
     code = hashlib.sha256()
     for path in sorted(CODE.rglob("*.py")):
         code.update(path.read_bytes())

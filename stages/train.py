@@ -25,7 +25,10 @@ def main() -> None:
     """Write models/model.npz and reports/learning_curves.csv; go on from a checkpoint, if any."""
     params = load_params().train
     train, validation = (
-        (load_array(PROCESSED / f"x_{name}.npy"), load_array(PROCESSED / f"y_{name}.npy"))
+        (
+            load_array(PROCESSED / f"x_{name}.npy", memory_map=True),
+            load_array(PROCESSED / f"y_{name}.npy"),
+        )
         for name in ("train", "validation")
     )
     settings = params.model_dump()
