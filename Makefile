@@ -3,7 +3,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: repro experiments report test verify lint lock
+.PHONY: repro experiments report test verify bench lint lock
 
 repro: .venv/.ready
 	python .dvc/mend.py
@@ -26,6 +26,10 @@ test: .venv/.ready
 verify: .venv/.ready
 	python tests/verify.py $(VERIFY)
 
+# Against other libraries, about a quarter of an hour; BENCH="--quick" takes a few minutes.
+bench: .bench-venv/.ready
+	.bench-venv/bin/python -m benchmark.run $(BENCH)
+
 lint: .venv/.ready
 	ruff check
 	ruff format --check
@@ -38,9 +42,22 @@ lint: .venv/.ready
 		-r requirements.lock -r requirements-dev.lock
 	touch $@
 
+# PyTorch takes part if pip's configuration leads to its CPU build: the default index has for Linux
+# only builds that need CUDA's libraries, which are not installed.
+.bench-venv/.ready: requirements.lock requirements-bench.lock
+	$(PYTHON) -m venv .bench-venv
+	.bench-venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+		--no-deps -r requirements.lock -r requirements-bench.lock
+	touch $@
+
+# The hash of PyTorch's CPU build for Linux, which the default index does not have.
+TORCH_CPU = sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b
+
 # Pin the newest versions of everything, for every platform at once. Needs uv.
 LOCK = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header --upgrade
 lock:
 	$(LOCK) pyproject.toml -o requirements.lock
 	$(LOCK) --group dev -c requirements.lock -o requirements-dev.lock
+	$(LOCK) --group bench -c requirements.lock -o requirements-bench.lock
+	sed -i 's/^torch==.*/&\n    --hash=$(TORCH_CPU) \\/' requirements-bench.lock
