@@ -42,8 +42,8 @@ lint: .venv/.ready
 		-r requirements.lock -r requirements-dev.lock
 	touch $@
 
-# PyTorch takes part if pip's configuration leads to its CPU build: the default index has for Linux
-# only builds that need CUDA's libraries, which are not installed.
+# For Linux, pip's configuration must lead to PyTorch's CPU build: the default index has only builds
+# that need CUDA's libraries.
 .bench-venv/.ready: requirements.lock requirements-bench.lock
 	$(PYTHON) -m venv .bench-venv
 	.bench-venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
@@ -60,4 +60,4 @@ lock:
 	$(LOCK) pyproject.toml -o requirements.lock
 	$(LOCK) --group dev -c requirements.lock -o requirements-dev.lock
 	$(LOCK) --group bench -c requirements.lock -o requirements-bench.lock
-	sed -i 's/^torch==.*/&\n    --hash=$(TORCH_CPU) \\/' requirements-bench.lock
+	sed -i "s/^torch==\([^ ]*\)/torch==\1+cpu ; sys_platform == 'linux' \\\\\n    --hash=$(TORCH_CPU)\ntorch==\1 ; sys_platform != 'linux'/" requirements-bench.lock
