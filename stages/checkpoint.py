@@ -42,12 +42,14 @@ def origin_of(settings: Mapping[str, Any], arrays: Sequence[Array]) -> Origin:
     }
 
 
-def save_checkpoint(origin: Origin, state: State, curves: Sequence[Epoch]) -> None:
+def save_checkpoint(
+    origin: Origin, state: State, curves: Sequence[Epoch], path: Path = CHECKPOINT
+) -> None:
     """Write the state after an epoch, with the curves up to it."""
     layers = [layer for network in (*state.whole, state.kept) for layer in network]
     arrays = {f"array{i}": array for i, array in enumerate(a for layer in layers for a in layer)}
     save_arrays(
-        CHECKPOINT,
+        path,
         {
             **{name: np.array(digest) for name, digest in origin.items()},
             "curves": np.array(curves, np.float64),
@@ -61,19 +63,21 @@ def save_checkpoint(origin: Origin, state: State, curves: Sequence[Epoch]) -> No
     )
 
 
-def load_checkpoint(origin: Origin) -> tuple[State, list[Epoch]] | str | None:
+def load_checkpoint(
+    origin: Origin, path: Path = CHECKPOINT
+) -> tuple[State, list[Epoch]] | str | None:
     """Return the state and the curves to go on from.
 
     Returns:
         None if there is no checkpoint, and why it does not count if it does not.
     """
-    if not CHECKPOINT.exists():
+    if not path.exists():
         return None
     try:
-        arrays = load_arrays(CHECKPOINT)
+        arrays = load_arrays(path)
         others = [name for name in origin if str(arrays[name]) != origin[name]]
         if others:
-            return f"{CHECKPOINT}: ignored: of other {' and '.join(others)}"
+            return f"{path}: ignored: of other {' and '.join(others)}"
         flat = [arrays[f"array{i}"] for i in range(sum(n.startswith("array") for n in arrays))]
         layers = [Layer(W, b) for W, b in zip(flat[::2], flat[1::2], strict=True)]
         size = int(arrays["layers"])
@@ -91,5 +95,5 @@ def load_checkpoint(origin: Origin) -> tuple[State, list[Epoch]] | str | None:
         )
         curves = [Epoch(int(n), *map(float, losses)) for n, *losses in arrays["curves"]]
     except (InputError, KeyError, ValueError) as error:
-        return f"{CHECKPOINT}: ignored: damaged ({error})"
+        return f"{path}: ignored: damaged ({error})"
     return state, curves

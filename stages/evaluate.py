@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.core.data import CLASSES, DataError, check, flatten
+from stages.core.data import CLASSES, DataError, Set, check, flatten
 from stages.core.exact import ExactnessError
 from stages.core.metrics import class_metrics, confusion_matrix
 from stages.core.network import logits_of, on_grids, predict, score, softmax
@@ -39,12 +39,7 @@ def evaluate() -> None:
     Raises:
         ExactnessError: the model's numbers are too large.
     """
-    x_test, y_test = load_array(RAW / "x_test.npy"), load_array(RAW / "y_test.npy")
-    try:
-        check(x_test, y_test)
-    except DataError as error:
-        raise InputError(f"{RAW}/x_test.npy, y_test.npy: {error}") from None
-    x_test = flatten(x_test)
+    x_test, y_test = load_test_set()
     parameters, arithmetic = on_grids(load_model(MODEL, inputs=x_test.shape[1], classes=CLASSES))
 
     metrics = {}
@@ -90,6 +85,20 @@ def evaluate() -> None:
             "probabilities": softmax(logits, arithmetic).astype(np.float32),
         },
     )
+
+
+def load_test_set() -> Set:
+    """Read the test set, x (samples, 784) uint8 and y (samples,).
+
+    Raises:
+        InputError: it is missing, or not what a set of labelled images must be.
+    """
+    images, labels = load_array(RAW / "x_test.npy"), load_array(RAW / "y_test.npy")
+    try:
+        check(images, labels)
+    except DataError as error:
+        raise InputError(f"{RAW}/x_test.npy, y_test.npy: {error}") from None
+    return flatten(images), labels
 
 
 if __name__ == "__main__":

@@ -117,7 +117,21 @@ def load_params(path: Path = PARAMS) -> Params:
         InputError: the file is missing, not plain YAML, or holds a parameter that is unknown,
             missing, of the wrong type or out of range. The line names the first few of these.
     """
-    document = _read(path)
+    return validated(read_document(path), path)
+
+
+def validated(document: Any, name: object) -> Params:
+    """Return the parameters that a document holds.
+
+    Args:
+        document: nested mappings, lists and text, as `read_document` returns.
+        name: what a refusal calls the document.
+
+    Raises:
+        InputError: a parameter is unknown, missing, of the wrong type or out of range.
+    """
+    if document is None:
+        raise InputError(f"{name}: empty: must be {_allowed(_SCHEMA)}")
     try:
         return Params.model_validate(document)
     except ValidationError as error:
@@ -127,14 +141,17 @@ def load_params(path: Path = PARAMS) -> Params:
         line = "; ".join(problems[:_MOST_PROBLEMS])
         if len(problems) > _MOST_PROBLEMS:
             line += f"; and {len(problems) - _MOST_PROBLEMS} more"
-        raise InputError(f"{path}: {line}") from None
+        raise InputError(f"{name}: {line}") from None
 
 
-def _read(path: Path) -> Any:
-    """Return the YAML document with every scalar as the text that stands in the file.
+def read_document(path: Path) -> Any:
+    """Return a YAML document with every scalar as the text that stands in the file, or None.
 
     YAML 1.1 reads `1e-05` as text, `1:30` as ninety and `no` as false, YAML 1.2 does not. Here
     the schema alone says what is a number.
+
+    Raises:
+        InputError: the file is missing or not plain YAML.
     """
     try:
         text = path.read_bytes().decode()
@@ -151,9 +168,7 @@ def _read(path: Path) -> Any:
         # PyYAML lets Python's own errors through, as for the escape "\UFFFFFFFF".
         reason = str(error).split("\n", 1)[0]
         raise InputError(f"{path}: not YAML: {reason}") from None
-    if root is None:
-        raise InputError(f"{path}: empty: must be {_allowed(_SCHEMA)}")
-    return _plain(root, path, "")
+    return None if root is None else _plain(root, path, "")
 
 
 def _refuse_unusual(path: Path, text: str) -> None:

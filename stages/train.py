@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -11,19 +12,48 @@ from stages import runtime
 from stages.checkpoint import CHECKPOINT, load_checkpoint, origin_of, save_checkpoint
 from stages.core.augmentation import Augmentation
 from stages.core.crew import CrewError
-from stages.core.data import joined
+from stages.core.data import Set, joined
+from stages.core.network import Layer
 from stages.core.training import DivergedError, Epoch, Recipe, State, Training
 from stages.errors import InputError, run
 from stages.files import load_array, save_csv
 from stages.models import save_model
-from stages.params import load_params
+from stages.params import TrainParams, load_params
 
 PROCESSED = Path("data/processed")
+
+
+class Trained(NamedTuple):
+    """The parameters to keep, what each epoch showed, and whether a checkpoint held the first."""
+
+    parameters: list[Layer]
+    curves: list[Epoch]
+    resumed: bool
 
 
 def main() -> None:
     """Write models/model.npz and reports/learning_curves.csv; go on from a checkpoint, if any."""
     params = load_params().train
+    trained = train(params, *load_sets(), CHECKPOINT)
+    save_csv(
+        Path("reports/learning_curves.csv"),
+        Epoch._fields,
+        [
+            (
+                epoch.epoch,
+                f"{epoch.train_loss:.6f}",
+                f"{epoch.validation_loss:.6f}",
+                f"{epoch.validation_accuracy:.6f}",
+            )
+            for epoch in trained.curves
+        ],
+    )
+    save_model(Path("models/model.npz"), trained.parameters)
+    CHECKPOINT.unlink(missing_ok=True)
+
+
+def load_sets() -> tuple[Set, Set]:
+    """Read the training and the validation set: x (samples, 784) uint8, y (samples,) each."""
     train, validation = (
         (
             load_array(PROCESSED / f"x_{name}.npy", memory_map=True),
@@ -31,6 +61,22 @@ def main() -> None:
         )
         for name in ("train", "validation")
     )
+    return train, validation
+
+
+def train(params: TrainParams, train: Set, validation: Set, checkpoint: Path) -> Trained:
+    """Train a network, telling its progress.
+
+    Args:
+        params: how.
+        train: the training set.
+        validation: the validation set, which is trained on too if the parameters say so.
+        checkpoint: what to go on from, if it is there and of this very training, and what to
+            write now and then; the caller removes it, once the result is safe.
+
+    Raises:
+        InputError: the training diverged, or one of its processes ended early.
+    """
     settings = params.model_dump()
     origin = origin_of(settings, [*train, *validation])
     if settings.pop("include_validation"):
@@ -40,12 +86,12 @@ def main() -> None:
     training = Training(train, validation, recipe, workers=runtime.worker_count())
     curves: list[Epoch] = []
     resume = None
-    match load_checkpoint(origin):
+    match load_checkpoint(origin, checkpoint):
         case str(reason):
             print(reason, flush=True)
         case (state, curves):
             resume = state
-            print(f"{CHECKPOINT}: going on after epoch {state.epoch}", flush=True)
+            print(f"{checkpoint}: going on after epoch {state.epoch}", flush=True)
     saved = time.monotonic()
 
     def save_due() -> bool:
@@ -53,7 +99,7 @@ def main() -> None:
 
     def on_state(state: State) -> None:
         nonlocal saved
-        save_checkpoint(origin, state, curves)
+        save_checkpoint(origin, state, curves, checkpoint)
         saved = time.monotonic()
 
     with tqdm(total=params.epochs, initial=len(curves), unit="epoch", disable=None) as progress:
@@ -75,22 +121,7 @@ def main() -> None:
             parameters = training.run(on_epoch, save_due, on_state, resume)
         except (DivergedError, CrewError) as error:
             raise InputError(str(error)) from None
-
-    save_csv(
-        Path("reports/learning_curves.csv"),
-        Epoch._fields,
-        [
-            (
-                epoch.epoch,
-                f"{epoch.train_loss:.6f}",
-                f"{epoch.validation_loss:.6f}",
-                f"{epoch.validation_accuracy:.6f}",
-            )
-            for epoch in curves
-        ],
-    )
-    save_model(Path("models/model.npz"), parameters)
-    CHECKPOINT.unlink(missing_ok=True)
+    return Trained(parameters, curves, resumed=resume is not None)
 
 
 if __name__ == "__main__":
