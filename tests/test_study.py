@@ -1,0 +1,283 @@
+"""`make study`: seeds are trained, scored as the pipeline scores them, and never twice."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+from small_project import ROOT, copy_project, environment, set_parameters
+
+from stages import png
+from stages.core.data import Set
+from stages.errors import INTERRUPTED, InputError
+from stages.params import TrainParams
+from stages.train import Trained, train
+from tools import study
+
+QUICK = yaml.safe_load((ROOT / "recipes.yaml").read_text(encoding="utf-8"))["simard"] | {
+    "hidden_sizes": [8, 4],
+    "batch_size": 50,
+    "epochs": 2,
+    "learning_rate": 0.01,
+    "average": 0.9,
+    "include_validation": True,
+}
+RECIPES = {"quick": QUICK, "other": QUICK | {"hidden_sizes": [5]}}
+
+
+class Outcome(NamedTuple):
+    """What a study printed, the seeds that it trained, and why it stopped."""
+
+    output: str
+    trained: list[int]
+    error: str | None
+
+
+def run(project: Path, *arguments: str) -> Outcome:
+    """Run a study in this process, which has imported all that it needs."""
+    seeds, output, error = [], io.StringIO(), None
+
+    def counted(params: TrainParams, train_set: Set, validation: Set, checkpoint: Path) -> Trained:
+        trained = train(params, train_set, validation, checkpoint)
+        seeds.append(params.seed)
+        return trained
+
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(output):
+        patch.chdir(project)
+        patch.setattr("sys.argv", ["study", *arguments])
+        patch.setattr(study, "train", counted)
+        try:
+            study.main()
+        except InputError as refusal:
+            error = str(refusal)
+    return Outcome(output.getvalue(), seeds, error)
+
+
+def run_stage(project: Path, stage: str) -> None:
+    command = [sys.executable, "-m", f"stages.{stage}"]
+    subprocess.run(
+        command, cwd=project, env=environment(), check=True, capture_output=True, timeout=120
+    )
+
+
+def studies(project: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((project / "reports/studies.json").read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    """Return a project in which two seeds have been studied, and how that went."""
+    project = tmp_path_factory.mktemp("study")
+    copy_project(project)
+    (project / "recipes.yaml").write_text(json.dumps(RECIPES))
+    run_stage(project, "preprocess")
+    return project, run(project, "quick", "2")
+
+
+@pytest.fixture
+def project(first: tuple[Path, Outcome], tmp_path: Path) -> Path:
+    return shutil.copytree(first[0], tmp_path / "project")
+
+
+def test_a_seed_scores_what_the_pipeline_scores(first: tuple[Path, Outcome], project: Path) -> None:
+    assert first[1].trained == [1, 2]
+    document = yaml.safe_load((project / "params.yaml").read_text())
+    document["train"] = QUICK | {"seed": 2}
+    (project / "params.yaml").write_text(yaml.safe_dump(document))
+    for stage in ("train", "evaluate"):
+        run_stage(project, stage)
+    metrics = json.loads((project / "reports/metrics.json").read_text())
+
+    result = studies(project)["quick"]["results"][1]
+    assert result["test_accuracy"] > 0.12  # guessing is right once in ten
+    assert result.pop("seconds") >= 0
+    assert result == {
+        "seed": 2,
+        "validation_accuracy": metrics["validation"]["accuracy"],
+        "test_accuracy": metrics["test"]["accuracy"],
+        "test_loss": metrics["test"]["loss"],
+    }
+
+
+def test_the_table(first: tuple[Path, Outcome]) -> None:
+    project, outcome = first
+    *_, head, _, row = outcome.output.splitlines()
+    cells = dict(zip(head.strip("| ").split(" | "), row.strip("| ").split(" | "), strict=True))
+    one, other = (result["test_accuracy"] for result in studies(project)["quick"]["results"])
+    assert one != other
+    assert float(cells.pop("seconds")) >= 0
+    assert cells == {
+        "recipe": "quick",
+        "network": "784-8-4-10",
+        "parameters": f"{784 * 8 + 8 + 8 * 4 + 4 + 4 * 10 + 10:,}",
+        # The standard deviation of two values is their distance / sqrt(2).
+        "test accuracy": f"{(one + other) / 2:.2%} ± {abs(one - other) / 2**0.5:.2%}",
+        "best": f"{max(one, other):.2%}",
+        "worst": f"{min(one, other):.2%}",
+        "seeds": "2",
+    }
+
+
+def test_a_finished_seed_is_not_trained_again(first: tuple[Path, Outcome], project: Path) -> None:
+    same = run(project, "quick", "2")
+    assert same.trained == []
+    assert same.output.splitlines() == first[1].output.splitlines()[-3:]
+    for path in ("reports/studies.json", "reports/studies.png"):
+        assert (project / path).read_bytes() == (first[0] / path).read_bytes()
+
+    assert run(project, "quick", "3").trained == [3]
+    found = studies(project)["quick"]["results"]
+    assert found[:2] == studies(first[0])["quick"]["results"]
+    assert found[2]["seed"] == 3
+
+    assert run(project, "other", "1").trained == [1]
+    assert studies(project)["quick"]["results"] == found
+    assert list(studies(project)) == ["quick", "other"]
+
+
+def test_other_parameters_are_another_study(project: Path) -> None:
+    changed = RECIPES | {"quick": QUICK | {"learning_rate": 0.02}}
+    (project / "recipes.yaml").write_text(json.dumps(changed))
+    outcome = run(project, "quick", "1")
+    assert outcome.output.startswith("quick: new parameters: its 2 old results will go\n")
+    assert outcome.trained == [1]
+    (result,) = studies(project)["quick"]["results"]
+    assert result["seed"] == 1
+    assert studies(project)["quick"]["parameters"]["train"]["learning_rate"] == 0.02
+
+    # The recipe's own seed says nothing, since a study has its own. The validation set does.
+    changed["quick"] = changed["quick"] | {"seed": 9}
+    (project / "recipes.yaml").write_text(json.dumps(changed))
+    assert run(project, "quick", "1").trained == []
+    set_parameters(project, {"preprocess": {"seed": 9}})
+    assert run(project, "quick", "1").trained == [1]
+
+
+def test_a_seed_that_diverges_leaves_the_others(project: Path) -> None:
+    before = studies(project)
+    hopeless = QUICK | {"learning_rate": 100, "momentum": 0.99}
+    (project / "recipes.yaml").write_text(json.dumps(RECIPES | {"hopeless": hopeless}))
+    outcome = run(project, "hopeless", "2")
+    assert outcome.error is not None
+    assert outcome.error.startswith("training diverged in epoch ")
+    assert studies(project) == before
+
+
+def test_ctrl_c_keeps_what_is_finished(project: Path) -> None:
+    path = project / "reports/studies.json"
+    path.unlink()
+    picture = (project / "reports/studies.png").read_bytes()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tools.study", "quick", "1000"],
+        cwd=project,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (130, INTERRUPTED + "\n")
+    finished = studies(project)["quick"]["results"]
+    assert [result["seed"] for result in finished] == list(range(1, len(finished) + 1))
+    assert finished
+    assert (project / "reports/studies.png").read_bytes() != picture
+
+    assert run(project, "quick", f"{len(finished) + 1}").trained == [len(finished) + 1]
+    assert studies(project)["quick"]["results"][:-1] == finished
+
+
+def test_an_interrupted_seed_goes_on(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(path: Path, document: object) -> None:
+        raise KeyboardInterrupt
+
+    before = studies(project)["quick"]["results"]
+    (project / "reports/studies.json").unlink()
+    monkeypatch.setenv("CHECKPOINT_SECONDS", "0")
+    with monkeypatch.context() as patch:
+        patch.setattr(study, "save_json", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(project, "quick", "2")
+    outcome = run(project, "quick", "2")
+    assert f"{study.CHECKPOINT}: going on after epoch 2\n" in outcome.output
+    assert not (project / study.CHECKPOINT).exists()
+    # The result is the same, but how long it took in all is not known.
+    first, second = studies(project)["quick"]["results"]
+    assert first == before[0] | {"seconds": None}
+    assert second | {"seconds": 0} == before[1] | {"seconds": 0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "content", "line"),
+    [
+        (("quick", "0"), None, "seeds: 0: must be a whole number from 1 to 1000"),
+        (("quick", "five"), None, "seeds: five: must be a whole number from 1 to 1000"),
+        (("no", "1"), None, "recipes.yaml: 'no': no such recipe: must be one of quick, other"),
+        (("quick", "1"), "{", "reports/studies.json: damaged: Invalid JSON"),
+        (("quick", "1"), '{"quick": {}}', "reports/studies.json: damaged: quick.parameters: "),
+    ],
+)
+def test_bad_input_is_one_clear_line(
+    project: Path, arguments: tuple[str, str], content: str | None, line: str
+) -> None:
+    path = project / "reports/studies.json"
+    if content is not None:
+        path.write_text(content)
+    before = path.read_bytes()
+    outcome = run(project, *arguments)
+    assert outcome.error is not None
+    assert outcome.error.startswith(line)
+    assert "\n" not in outcome.error
+    assert path.read_bytes() == before
+
+
+def a_study(*accuracies: float) -> study.Study:
+    results = [
+        study.Result(seed=i, validation_accuracy=0.5, test_accuracy=a, test_loss=1.0, seconds=i)
+        for i, a in enumerate(accuracies, start=1)
+    ]
+    return study.Study(parameters={"train": {"hidden_sizes": [30, 20]}}, results=results)
+
+
+def test_mean_and_deviation_are_those_of_a_sample() -> None:
+    accuracies = [0.9851, 0.9863, 0.9849, 0.9868]
+    row = study.table({"a": a_study(*accuracies)}).splitlines()[-1]
+    spread = (sum((a - sum(accuracies) / 4) ** 2 for a in accuracies) / 3) ** 0.5
+    assert f"| 784-30-20-10 | 24,380 | {statistics.fmean(accuracies):.2%} ± {spread:.2%} |" in row
+    assert row.endswith("| 4 | 2 |")
+    # One seed has no deviation.
+    assert "| 98.51% | 98.51% | 98.51% | 1 |" in study.table({"a": a_study(0.9851)})
+
+
+@pytest.mark.parametrize("accuracies", [(1.0,), (1.0, 0.9999), (0.0, 0.1), (0.9931, 0.9932)])
+def test_the_picture_has_a_ring_for_each_seed_whatever_the_accuracies(
+    accuracies: tuple[float, ...],
+) -> None:
+    found = {"a": a_study(*accuracies), "b": a_study(0.95)}
+    figure = study.picture(found)
+    (axes,) = figure.axes
+    rings = [len(line.get_xdata()) for line in axes.lines if line.get_fillstyle() == "none"]
+    assert rings == [len(accuracies), 1]
+    bad, good = axes.get_xlim()
+    for line in axes.lines:
+        assert all(good < x < bad for x in line.get_xdata())
+    assert len(axes.get_xticks()) >= 2
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+    pixels = study.render(figure)
+    assert png.encode(pixels) == png.encode(study.render(study.picture(found)))

@@ -1,0 +1,228 @@
+"""Train a recipe of recipes.yaml with seeds 1, 2, ... and score each network on the test set, once.
+
+Every finished seed is kept in reports/studies.json at once, and is not trained again as long as
+the recipe's parameters are the same; one that is interrupted goes on from its checkpoint. The code
+of finished seeds is not compared: after a change of it that changes results, remove the recipe from
+the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+from stages import runtime  # noqa: F401  (before NumPy)
+
+# isort: split
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from stages import png
+from stages.core.data import CLASSES, Set
+from stages.core.network import on_grids, score
+from stages.errors import InputError, run
+from stages.evaluate import load_test_set
+from stages.files import replacing, save_json
+from stages.params import Params
+from stages.pictures import SIDE, render
+from stages.train import load_sets, train
+from tools.recipe import load_recipe
+
+STUDIES = Path("reports/studies.json")
+PICTURE = Path("reports/studies.png")
+CHECKPOINT = Path(".dvc/tmp/study.checkpoint.npz")  # beside the one of the train stage
+MOST_SEEDS = 1000
+BLUE, ORANGE = "#004488", "#be5000"
+LEAST_ERROR = 0.01  # percent, one test image of 10000; a logarithm has no zero
+
+
+class Result(BaseModel):
+    """What one seed came to: accuracies as parts of 1, the mean loss, and seconds of training.
+
+    How long a training took that was interrupted is not known.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    seed: int
+    validation_accuracy: float
+    test_accuracy: float
+    test_loss: float
+    seconds: float | None
+
+
+class Study(BaseModel):
+    """A recipe's parameters, all but the seed, and its results by ascending seed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    parameters: dict[str, Any]
+    results: list[Result]
+
+
+Studies = dict[str, Study]
+
+
+def main() -> None:
+    """Train the seeds that are missing and write both reports and the table."""
+    parser = argparse.ArgumentParser(prog="python -m tools.study", description=__doc__)
+    parser.add_argument("recipe", help="its name in recipes.yaml")
+    parser.add_argument("seeds", help="how many")
+    arguments = parser.parse_args()
+    if not (arguments.seeds.isdecimal() and 1 <= int(arguments.seeds) <= MOST_SEEDS):
+        raise InputError(f"seeds: {arguments.seeds}: must be a whole number from 1 to {MOST_SEEDS}")
+    studies = load_studies()
+    try:
+        study(arguments.recipe, load_recipe(arguments.recipe), int(arguments.seeds), studies)
+    finally:  # after Ctrl-C, too
+        if studies:
+            with replacing(PICTURE) as file:
+                file.write(png.encode(render(picture(studies))))
+    print(table(studies))
+
+
+def load_studies() -> Studies:
+    """Read the results so far.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        return TypeAdapter(Studies).validate_json(STUDIES.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"]))
+        raise InputError(
+            f"{STUDIES}: damaged: {': '.join(filter(None, [place, problem['msg']]))}; "
+            f"'git restore {STUDIES}' brings the committed one back"
+        ) from None
+
+
+def study(name: str, params: Params, seeds: int, studies: Studies) -> None:
+    """Train and score a recipe with the seeds up to `seeds` that `studies` lacks, and save each."""
+    parameters = params.model_dump(
+        include={"preprocess": True, "train": True}, exclude={"train": {"seed"}}
+    )
+    known = studies.get(name)
+    if known is None or known.parameters != parameters:
+        if known is not None:
+            print(f"{name}: new parameters: its {len(known.results)} old results will go")
+        known = Study(parameters=parameters, results=[])
+    done = {result.seed for result in known.results}
+    missing = [seed for seed in range(1, seeds + 1) if seed not in done]
+    if not missing:
+        return
+    sets, test_set = load_sets(), load_test_set()
+    for seed in missing:
+        print(f"{name}: seed {seed} of {seeds}", flush=True)
+        known.results.append(trained_and_scored(params, seed, *sets, test_set))
+        studies[name] = known
+        save_json(STUDIES, {name: entry.model_dump() for name, entry in studies.items()})
+        CHECKPOINT.unlink(missing_ok=True)
+
+
+def trained_and_scored(
+    params: Params, seed: int, training_set: Set, validation_set: Set, test_set: Set
+) -> Result:
+    """Train with a seed and score the network that is kept.
+
+    Raises:
+        InputError: the training diverged.
+    """
+    start = time.perf_counter()
+    seeded = params.train.model_copy(update={"seed": seed})
+    trained = train(seeded, training_set, validation_set, CHECKPOINT)
+    seconds = time.perf_counter() - start
+    parameters, arithmetic = on_grids(trained.parameters)
+    validation, test = (score(parameters, *labelled, arithmetic)
+                        for labelled in (validation_set, test_set))  # fmt: skip
+    return Result(
+        seed=seed,
+        validation_accuracy=round(validation.accuracy, 6),
+        test_accuracy=round(test.accuracy, 6),
+        test_loss=round(test.loss, 6),
+        seconds=None if trained.resumed else round(seconds, 1),
+    )
+
+
+def table(studies: Studies) -> str:
+    """Return the studies as a table in Markdown; after ± stands the sample's standard deviation.
+
+    The seconds are the median of the seeds'.
+    """
+    lines = [
+        "| recipe | network | parameters | test accuracy | best | worst | seeds | seconds |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for name, entry in studies.items():
+        sizes = [SIDE**2, *entry.parameters["train"]["hidden_sizes"], CLASSES]
+        parameters = sum((inputs + 1) * outputs for inputs, outputs in pairwise(sizes))
+        accuracies = [result.test_accuracy for result in entry.results]
+        seconds = [result.seconds for result in entry.results if result.seconds is not None]
+        cells = [
+            name,
+            "-".join(map(str, sizes)),
+            f"{parameters:,}",
+            f"{mean(accuracies):.2%}{_deviation(accuracies)}",
+            f"{max(accuracies):.2%}",
+            f"{min(accuracies):.2%}",
+            f"{len(accuracies)}",
+            f"{median(seconds):.0f}" if seconds else "?",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _deviation(values: Sequence[float]) -> str:
+    """Return ` ± ` and the standard deviation; one value has none."""
+    return f" ± {stdev(values):.2%}" if len(values) > 1 else ""
+
+
+def picture(studies: Studies) -> Figure:
+    """Draw each recipe's test accuracies: a ring a seed, and below them mean and deviation.
+
+    The axis is the logarithm of the error rate, so that halving it is as wide everywhere.
+    """
+    with matplotlib.rc_context(matplotlib.rcParamsDefault):
+        figure = Figure(figsize=(9, 1.4 + 0.7 * len(studies)), dpi=150, layout="constrained")
+        axes = figure.add_subplot()
+        shown: list[float] = []
+        for row, entry in enumerate(studies.values()):
+            errors = [100 * (1 - result.test_accuracy) for result in entry.results]
+            middle, deviation = mean(errors), stdev(errors) if len(errors) > 1 else 0.0
+            rings = [max(error, LEAST_ERROR) for error in errors]
+            low, diamond, high = (
+                max(middle + side * deviation, LEAST_ERROR) for side in (-1, 0, 1)
+            )
+            axes.plot(rings, [row] * len(rings), "o", color=BLUE, fillstyle="none")
+            axes.plot([low, high], [row + 0.3] * 2, color=ORANGE)
+            axes.plot(diamond, row + 0.3, "D", color=ORANGE)
+            shown += [*rings, low, high]
+        # Round numbers at both ends, so that even a short axis has labels.
+        ticks = [number * 10.0**power for power in range(-2, 3) for number in (1, 2, 5)]
+        left = min(tick for tick in ticks if tick > max(shown))
+        right = max([tick for tick in ticks if tick < min(shown)], default=LEAST_ERROR / 2)
+        axes.set_xscale("log")
+        axes.set_xlim(left, right)
+        axes.set_xticks([tick for tick in ticks if right <= tick <= left])
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda error, _: f"{100 - error:g} %"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel("test accuracy: a ring a seed, a diamond the mean ± standard deviation")
+        axes.set_yticks(range(len(studies)), list(studies))
+        axes.set_ylim(len(studies) - 0.4, -0.6)
+        axes.grid(axis="x", color="#dddddd")
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+if __name__ == "__main__":
+    run(main)
