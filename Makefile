@@ -3,11 +3,24 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: repro experiments report test verify bench lint lock
+.PHONY: repro recipe study experiments report test verify bench lint lock
 
 repro: .venv/.ready
 	python .dvc/mend.py
 	dvc repro
+
+# RECIPE is a name in recipes.yaml. A run becomes the DVC experiment of that name.
+RECIPE = default
+recipe: .venv/.ready
+	python .dvc/mend.py
+	python -m tools.recipe -- "$(RECIPE)"
+
+# Trains the recipe with seeds 1 to SEEDS and scores each network on the test set, once.
+SEEDS = 5
+study: .venv/.ready
+	python .dvc/mend.py
+	dvc repro --quiet preprocess
+	python -m tools.study -- "$(RECIPE)" "$(SEEDS)"
 
 # The best first, in a table that fits a terminal: the parameters that differ, one figure, no hashes.
 experiments: .venv/.ready
