@@ -139,7 +139,6 @@ def test_ssh(project: Path, tmp_path: Path) -> None:
 def test_s3(project: Path, tmp_path: Path) -> None:
     weed = program("weed")
     port = free_port()
-    # The other servers that S3 stands on take other ports where their own are in use.
     command = [weed, "mini", f"-dir={tmp_path}/weed", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
     command += [f"-s3.port={port}", "-bucket=data", "-webdav=false", "-admin.ui=false"]
     with server(command, port, tmp_path / "weed.log"):
