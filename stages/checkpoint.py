@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from stages.errors import InputError
 from stages.files import Array, load_arrays, save_arrays
 
 CHECKPOINT = Path(".dvc/tmp/train.checkpoint.npz")
-CODE = Path(__file__).parent
 
 Origin = Mapping[str, str]
 
@@ -33,8 +33,9 @@ def origin_of(settings: Mapping[str, Any], arrays: Sequence[Array]) -> Origin:
         data.update(f"{array.dtype} {array.shape}".encode())
         data.update(np.ascontiguousarray(array).data)  # no copy of what may be a mapped file
     code = hashlib.sha256()
-    for path in sorted(CODE.rglob("*.py")):
-        code.update(path.read_bytes())
+    ours = [m.__file__ for name, m in sorted(sys.modules.items()) if name.startswith("stages")]
+    for path in filter(None, ours):
+        code.update(Path(path).read_bytes())
     return {
         "parameters": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
         "data": data.hexdigest(),

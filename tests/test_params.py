@@ -111,13 +111,20 @@ def test_every_float_that_is_written_is_read_back_or_refused(file: Path, number:
         ("preprocess.seed", [0, 2**32 - 1]),
         ("train.hidden_sizes", [[1], [8192] * 8]),
         ("train.initialisation", ["he", "glorot", "uniform"]),
-        ("train.optimizer", ["sgd", "adam"]),
+        ("train.optimizer", ["sgd", "nesterov", "adam"]),
         ("train.learning_rate", [1e-300, 1, 100, 0.5]),
         ("train.schedule", ["constant", "cosine", "step", "one_cycle"]),
         ("train.momentum", [0, 0.0, 0.999]),
         ("train.batch_size", [1, 60000, "all"]),
         ("train.epochs", [1, 10000]),
         ("train.l2", [0, 1, 1e-9]),
+        ("train.warm_up", [0, 0.999]),
+        ("train.weight_decay", [0, 1]),
+        ("train.max_norm", [0, 100]),
+        ("train.dropout", [0, 0.999]),
+        ("train.label_smoothing", [0, 0.999]),
+        ("train.batch_normalisation", [True, False]),
+        ("train.include_validation", [True, False]),
         ("train.seed", [0, 2**32 - 1]),
         ("train.keep", ["best", "last"]),
         ("visualize.rows", [1, 20]),
@@ -170,6 +177,9 @@ def test_values_up_to_the_bounds_are_accepted(file: Path, key: str, accepted: li
         ("train.seed", "1_0", ": 1_0: must be a whole number from 0 to 4294967295"),
         ("train.seed", "\u0663", ": \u0663: must be a whole number from 0 to 4294967295"),
         ("train.keep", "Best", ": Best: must be one of best, last"),
+        ("train.dropout", 1, ": 1: must be a number at least 0 and less than 1"),
+        ("train.batch_normalisation", "yes", ": yes: must be true or false"),
+        ("train.include_validation", 1, ": 1: must be true or false"),
     ],
 )
 def test_refused_value_is_named_with_what_is_allowed(
@@ -209,7 +219,7 @@ def test_section_that_is_no_mapping(file: Path) -> None:
 def test_many_problems_are_counted(file: Path) -> None:
     line = refusal(file, "fetch: {}\npreprocess: {}\ntrain: {}\nvisualize: {}\n")
     assert line.count("missing") == 3
-    assert line.endswith("; and 16 more")
+    assert line.endswith("; and 23 more")
 
 
 @pytest.mark.parametrize(
