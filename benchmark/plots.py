@@ -232,7 +232,7 @@ def scaling_figure(report: Report) -> Figure:
         memory.legend(frameon=False, fontsize=9, loc="upper left")
         memory.set_ylim(bottom=0)
         memory.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
-    _axes(memory, "Memory", "memory-mapped images; small sets are copied too", "MB")
+    _axes(memory, "Memory", "mapped images; small sets are copied too", "MB")
     return figure
 
 

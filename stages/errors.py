@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
+from types import FrameType
 
 if sys.platform != "win32":
     import fcntl
@@ -32,6 +33,7 @@ def run(main: Callable[[], None]) -> None:
     A full disk or a missing permission is the user's to mend as well, so an `OSError`
     is reported in the same way. Ctrl-C exits with 130, as shells expect.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with alone(Path(inspect.getfile(main)).stem):
             main()
@@ -44,17 +46,17 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(130)
 
 
-def _on_uncaught(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
-    """Print what ends Python: one line for Ctrl-C, which also comes while a stage is imported."""
-    if issubclass(kind, KeyboardInterrupt):
-        print(INTERRUPTED, file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, error, trace)
+def _end_at_once(signal_number: int, frame: FrameType | None) -> None:
+    """Answer Ctrl-C while a stage is imported, when a library could take an exception for its own.
+
+    Nothing has been written yet.
+    """
+    os.write(2, f"{INTERRUPTED}\n".encode())
+    os._exit(130)
 
 
-sys.excepthook = _on_uncaught
+if sys.argv[:1] == ["-m"]:  # Python is importing this package to run `python -m stages.<name>`
+    signal.signal(signal.SIGINT, _end_at_once)
 
 
 def _one_line(text: str) -> str:

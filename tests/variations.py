@@ -213,7 +213,7 @@ class Result:
     Attributes:
         machine: what it ran on.
         model: SHA-256 sum of the model file.
-        scores: SHA-256 sum of all other files that it wrote, one after the other.
+        scores: SHA-256 sum of all other outputs that it wrote, one after the other.
         accuracy: on the test images.
         seconds: that it took.
     """
@@ -258,7 +258,9 @@ def train(project: Path, variation: Variation, cache: Path) -> Result:
         model, scores = hashlib.sha256((folder / MODEL).read_bytes()), hashlib.sha256()
         for path in sorted(folder.rglob("*")):
             name = path.relative_to(folder)
-            if path.is_file() and name != Path(MODEL) and not (project / name).exists():
+            made_here = path.is_file() and not (project / name).exists()
+            # What DVC ignores is no output; a lock holds the process's number.
+            if made_here and name != Path(MODEL) and name.parts[0] != ".dvc":
                 scores.update(path.read_bytes())
         accuracy = json.loads((folder / METRICS).read_text())["test"]["accuracy"]
         return Result(about, model.hexdigest(), scores.hexdigest(), accuracy, seconds)
