@@ -33,7 +33,7 @@ def run(main: Callable[[], None]) -> None:
     A full disk or a missing permission is the user's to mend as well, so an `OSError`
     is reported in the same way. Ctrl-C exits with 130, as shells expect.
     """
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         with alone(Path(inspect.getfile(main)).stem):
             main()
@@ -44,6 +44,24 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr)
         sys.exit(130)
+
+
+_lost_interrupts: list[int] = []
+
+
+def _interrupt(signal_number: int, frame: FrameType | None) -> None:
+    _lost_interrupts.append(signal_number)
+    raise KeyboardInterrupt
+
+
+def raise_lost_interrupt() -> None:
+    """Raise the KeyboardInterrupt of an earlier Ctrl-C that ended nothing, if there was one.
+
+    Python only reports what is raised while it runs a callback, such as a weak reference's.
+    """
+    if _lost_interrupts:
+        _lost_interrupts.clear()
+        raise KeyboardInterrupt
 
 
 def _end_at_once(signal_number: int, frame: FrameType | None) -> None:

@@ -15,7 +15,7 @@ from stages.core.crew import CrewError
 from stages.core.data import Set, joined
 from stages.core.network import Layer
 from stages.core.training import DivergedError, Epoch, Recipe, State, Training
-from stages.errors import InputError, run
+from stages.errors import InputError, raise_lost_interrupt, run
 from stages.files import load_array, save_csv
 from stages.models import save_model
 from stages.params import TrainParams, load_params
@@ -105,6 +105,7 @@ def train(params: TrainParams, train: Set, validation: Set, checkpoint: Path) ->
     with tqdm(total=params.epochs, initial=len(curves), unit="epoch", disable=None) as progress:
 
         def on_epoch(epoch: Epoch) -> None:
+            raise_lost_interrupt()
             curves.append(epoch)
             summary = (
                 f"train loss {epoch.train_loss:.4f}  validation loss {epoch.validation_loss:.4f}  "

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from small_project import ROOT, copy_project, environment, set_parameters
 
 from stages.core.network import Layer
-from stages.errors import LOCKS, InputError
+from stages.errors import LOCKS, InputError, raise_lost_interrupt, run
 from stages.models import load_model, save_model
 
 STAGES = ["fetch", "preprocess", "train", "evaluate", "visualize"]
@@ -349,6 +349,29 @@ def test_the_workers_of_a_killed_training_are_waited_for(project: Path) -> None:
         done = stage("train", project)
         assert done.returncode == 0, done.stderr
         assert all_gone(children)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_lost_ctrl_c_is_raised_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    class Dying:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)  # what is raised here, Python drops
+            time.sleep(0.01)
+
+    def main() -> None:
+        Dying()
+        raise_lost_interrupt()
+
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit) as end:
+            run(main)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert end.value.code == 130
+    raise_lost_interrupt()  # which is nothing now
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc to see how far an import is")
