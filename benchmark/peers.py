@@ -26,10 +26,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stages.core import Array
+from stages.core import Array, network
+from stages.core.data import CLASSES
+from stages.core.exact import PIXELS, Plain
 
-CLASSES = 10
-BRIGHTNESS = np.float32(1 / 256)
+BRIGHTNESS = np.float32(PIXELS.grid)
 """A pixel's value times this is what enters every contender's network."""
 FOREVER = 1_000_000
 
@@ -96,24 +97,13 @@ class Plan:
 
 def predict(layers: Layers, x: Array) -> Array:
     """Return the classes of images x (samples, 784) uint8; the same code scores everyone."""
-    a = x * BRIGHTNESS
-    for W, b in layers[:-1]:
-        a = np.maximum(a @ W + b, 0)
-    W, b = layers[-1]
-    classes: Array = (a @ W + b).argmax(axis=1)
-    return classes
+    parameters = [network.Layer(*layer) for layer in layers]
+    return network.predict(network.logits_of(parameters, x, Plain()))
 
 
 def he_uniform(sizes: Sequence[int], seed: int) -> Layers:
     """Draw starting weights for the peers that bring none of their own."""
-    generator = np.random.default_rng(seed)
-    return [
-        (
-            (generator.uniform(-1, 1, (a, b)) * np.sqrt(6 / a)).astype(np.float32),
-            np.zeros(b, np.float32),
-        )
-        for a, b in itertools.pairwise(sizes)
-    ]
+    return network.initialise(sizes, "he", np.random.default_rng(seed))
 
 
 def ours(task: Task, data: Data, *, exact: bool) -> Train:
