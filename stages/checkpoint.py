@@ -43,9 +43,7 @@ def origin_of(settings: Mapping[str, Any], arrays: Sequence[Array]) -> Origin:
     }
 
 
-def save_checkpoint(
-    origin: Origin, state: State, curves: Sequence[Epoch], path: Path = CHECKPOINT
-) -> None:
+def save_checkpoint(origin: Origin, state: State, curves: Sequence[Epoch], path: Path) -> None:
     """Write the state after an epoch, with the curves up to it."""
     layers = [layer for network in (*state.whole, state.kept) for layer in network]
     arrays = {f"array{i}": array for i, array in enumerate(a for layer in layers for a in layer)}
@@ -64,9 +62,7 @@ def save_checkpoint(
     )
 
 
-def load_checkpoint(
-    origin: Origin, path: Path = CHECKPOINT
-) -> tuple[State, list[Epoch]] | str | None:
+def load_checkpoint(origin: Origin, path: Path) -> tuple[State, list[Epoch]] | str | None:
     """Return the state and the curves to go on from.
 
     Returns:

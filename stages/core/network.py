@@ -10,8 +10,8 @@ and the chain rule runs backwards from the mean cross-entropy C of a batch of m 
     dz_l = (dz_{l+1} @ W_{l+1}.T) * (a_l > 0)    errors of a hidden layer
     dW_l = a_{l-1}.T @ dz_l / m                  db_l = sum of dz_l's rows / m
 
-Every function that allocates can write into `out` instead, and every sum can be exact: what
-`arithmetic` rounds, and why, stands in `stages.core.exact`.
+Products and elementwise functions can write into `out` instead of a new array, and every sum can be
+exact: what `arithmetic` rounds, and why, stands in `stages.core.exact`.
 """
 
 from __future__ import annotations

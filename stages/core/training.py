@@ -144,11 +144,11 @@ class Training:
         part = min(LARGEST_PART, self.batch_size)
         self.board = Board(sizes, part, workers, self.arithmetic)
         self.regularisation = Regularisation(
-            recipe.l2,
-            recipe.weight_decay,
-            recipe.max_norm,
-            recipe.dropout,
-            recipe.batch_normalisation,
+            l2=recipe.l2,
+            weight_decay=recipe.weight_decay,
+            max_norm=recipe.max_norm,
+            dropout=recipe.dropout,
+            batch_normalisation=recipe.batch_normalisation,
         )
         self.layers = self._shared_layers(sizes)
         """The whole network after the last epoch: what is scored and kept."""
@@ -207,6 +207,7 @@ class Part(NamedTuple):
     Attributes:
         images: (samples,) which they are.
         labels: (samples,) theirs.
+        rows: those of them that this process prepares and takes note of.
         inputs: how many of their pixels are looked at: the others are dark in all of them.
         position: of the first of them in the epoch's order.
         first: whether they begin a batch.
@@ -215,6 +216,7 @@ class Part(NamedTuple):
 
     images: Array
     labels: Array
+    rows: slice
     inputs: int
     position: int
     first: bool
@@ -312,28 +314,33 @@ class Worker:
             for first in range(start, end, LARGEST_PART):
                 last = min(first + LARGEST_PART, end)
                 here = slice(first, last)
-                batch = end - start if last == end else 0
                 parts.append(
-                    Part(order[here], labels[here], used[here].max(), first, first == start, batch)
+                    Part(
+                        images=order[here],
+                        labels=labels[here],
+                        rows=self.crew.share(last - first, self.rank),
+                        inputs=used[here].max(),
+                        position=first,
+                        first=first == start,
+                        batch=end - start if last == end else 0,
+                    )
                 )
         return parts
 
     def _prepare(self, part: Part, half: int) -> None:
         """Show this process's rows of a part's images on a half of the board."""
         run = self.training
-        rows = self.crew.share(len(part.images), self.rank)
-        pixels = run.board.pixels[half, rows]
-        np.take(run.images.x, part.images[rows], axis=0, out=pixels, mode="clip")
+        pixels = run.board.pixels[half, part.rows]
+        np.take(run.images.x, part.images[part.rows], axis=0, out=pixels, mode="clip")
         if run.recipe.augmentation:
-            self._deform(pixels, part.position + rows.start)
+            self._deform(pixels, part.position + part.rows.start)
 
     def _learn(self, part: Part, half: int, seed: Sequence[int]) -> None:
         """Let the share learn a part, and note what its images' losses are made of."""
         run = self.training
-        labels = part.labels
+        labels, rows = part.labels, part.rows
         targets = run.targets.take(labels, axis=0)
         pieces = self.share.learn(half, len(labels), part.inputs, targets, seed, add=not part.first)
-        rows = self.crew.share(len(labels), self.rank)
         numbers = np.arange(rows.start, rows.stop)
         here = slice(part.position + rows.start, part.position + rows.stop)
         run.shifted[here] = pieces.shifted[numbers, labels[rows]]
