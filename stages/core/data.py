@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,8 @@ Set = tuple[Array, Array]
 
 _SAMPLE = 8192
 _CHUNK = 512
+_LANES = 32
+"""The columns looked at are a multiple of these: products like it, and there are few ways of it."""
 
 
 class DataError(ValueError):
@@ -88,11 +91,22 @@ def stratified_split(labels: Array, held_out: int, seed: int) -> tuple[Array, Ar
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
 
+class Look(NamedTuple):
+    """How far images are looked at: beyond the first `inputs` columns all of them are dark.
+
+    The images are those from `start` on, up to `stop`.
+    """
+
+    start: int
+    stop: int
+    inputs: int
+
+
 class Images(NamedTuple):
     """Images as training reads them.
 
-    Most of an image is dark, and what is dark in a whole batch adds nothing to any sum. With the
-    pixels in order of use, a batch's dark pixels are mostly its last, and can be left out.
+    Most of an image is dark, and what is dark adds nothing to any sum. With the pixels in order of
+    use, an image's last ones are mostly dark, and can be left out.
 
     Attributes:
         x: (samples, pixels) uint8, the pixels in the order of `pixels`.
@@ -108,17 +122,38 @@ class Images(NamedTuple):
     def as_they_are(cls, x: Array) -> Images:
         """Return images (samples, pixels) uint8 with nothing moved and nothing left out."""
         samples, pixels = x.shape
-        return cls(x, np.arange(pixels), np.full(samples, pixels, np.intp))
+        return cls(x, np.arange(pixels), np.full(samples, pixels, np.int16))
 
     @classmethod
     def by_use(cls, x: Array) -> Images:
         """Return a copy of the images (samples, pixels) uint8, often used pixels first."""
         samples, count = x.shape
         pixels = np.argsort(-np.count_nonzero(x[:_SAMPLE], axis=0), kind="stable")
-        moved, used = np.empty(x.shape, np.uint8), np.empty(samples, np.intp)
+        moved, used = np.empty(x.shape, np.uint8), np.empty(samples, np.int16)
         numbers = np.arange(1, count + 1, dtype=np.int16)
         for start in range(0, samples, _CHUNK):
             chunk = slice(start, start + _CHUNK)
             np.take(x[chunk], pixels, axis=1, out=moved[chunk], mode="clip")
             used[chunk] = ((moved[chunk] > 0) * numbers).max(axis=1)
         return cls(moved, pixels, used)
+
+    def in_strips(self, images: Array) -> tuple[Array, list[Look]]:
+        """Cut images into up to three strips that are looked at less and less far.
+
+        Args:
+            images: (samples,) which images.
+
+        Returns:
+            The same with those used furthest first, and the strips.
+        """
+        used = self.used[images]
+        order = np.argsort(-used, kind="stable")
+        samples, columns = len(images), self.x.shape[1]
+        looks: list[Look] = []
+        for start, stop in pairwise([0, samples // 8, samples // 2, samples]):
+            inputs = min(-(-int(used[order[start]]) // _LANES) * _LANES, columns)
+            if looks and looks[-1].inputs == inputs:
+                start = looks.pop().start
+            if start < stop:
+                looks.append(Look(start, stop, inputs))
+        return images[order], looks

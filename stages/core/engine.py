@@ -19,7 +19,7 @@ processes nor who owns what changes a bit of the result. The functions are those
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -27,6 +27,7 @@ import numpy as np
 
 from stages.core import Array
 from stages.core.crew import Crew, shared_array
+from stages.core.data import Look
 from stages.core.exact import PIXELS, Arithmetic, Exact, column_sums, round_to_grid
 from stages.core.network import (
     Exponentials,
@@ -42,10 +43,10 @@ from stages.core.optimizers import Optimizer
 
 _BLOCK = 32768
 """Parameters that are updated together: few enough to stay in a core's cache meanwhile."""
+_KEPT_STRIPS = 1024
+"""Ways of cutting a batch into strips whose views are kept; batches are cut in few ways."""
 _MOMENTS_SHARE = 0.99
 """What of the moments' averages a step leaves as it was, unless the weights' average says it."""
-_LANES = 16
-"""The inputs that a product looks at are a multiple of these."""
 
 
 class Board:
@@ -119,14 +120,32 @@ class Block(NamedTuple):
     rounded: Array
 
 
-class Views(NamedTuple):
-    """What a process touches for so many samples and inputs on one half of the board: views.
+class Strip(NamedTuple):
+    """What the first layer touches of a strip of images: views.
 
     Attributes:
         pixels: (samples, inputs) uint8.
-        x: (samples, inputs) what enters the first layer, from 0 to 255: scaling its few
+        x: (samples, inputs) the same as they enter the layer, from 0 to 255: scaling its few
             outputs instead of its many inputs is a power of two, and so changes no bit.
-        W: the rounded weights, of the first layer those of the inputs looked at.
+        W: (inputs, own units) the rounded weights.
+        z: (samples, own units) what the layer makes of them.
+        ending: (samples so far, ending inputs) of this strip and those before it, the inputs
+            that those after it do not look at.
+        dW: (ending inputs, own units) the gradient that `ending` leads to.
+    """
+
+    pixels: Array
+    x: Array
+    W: Array
+    z: Array
+    ending: Array
+    dW: Array
+
+
+class Views(NamedTuple):
+    """What a process touches for so many samples on one half of the board: views.
+
+    Attributes:
         activations: for each hidden layer, (samples, own units) what leaves it.
         last_hidden: the last of them in the output layer's wider type.
         errors: for each hidden layer, (samples, own units) dz.
@@ -136,9 +155,6 @@ class Views(NamedTuple):
         shown: for each hidden layer but the first, (samples, units) dz, and the same by unit.
     """
 
-    pixels: Array
-    x: Array
-    W: list[Array]
     activations: list[Array]
     last_hidden: Array
     errors: list[Array]
@@ -199,6 +215,7 @@ class Share:
         self.normalised = [np.empty_like(a) for a in self.activations]
         self.moments = [Moments(np.empty(0), np.empty(0)) for _ in units]
         self.views = cache(self._views)
+        self.strips = lru_cache(_KEPT_STRIPS)(self._strips)
         self.hidden_sizes = [len(b) for _, b in start[:-1]]
         self.ends = list(accumulate(len(b) for _, b in start))
         # Of both halves of the board: all own sums, and those of each layer.
@@ -213,8 +230,7 @@ class Share:
     def learn(
         self,
         half: int,
-        samples: int,
-        inputs: int,
+        looks: Sequence[Look],
         targets: Array,
         seed: Sequence[int],
         add: bool,
@@ -223,8 +239,7 @@ class Share:
 
         Args:
             half: of the board, where the images are.
-            samples: how many there are.
-            inputs: how many of their pixels are looked at; the others are dark in all of them.
+            looks: how far they are looked at, strip by strip.
             targets: (samples, classes) one_hot of the labels.
             seed: says which units are dropped; the same in every process.
             add: add to the gradient of the batch's earlier parts, instead of starting anew.
@@ -235,13 +250,14 @@ class Share:
         Raises:
             ExactnessError: something has grown beyond its bound.
         """
-        inputs = min(-(-inputs // _LANES) * _LANES, self.board.pixels.shape[2])
-        views = self.views(half, samples, inputs)
-        np.copyto(views.x, views.pixels)
-        logits = self._forward(views, self._kept_units(samples, seed))
+        strips = self.strips(half, tuple(looks))
+        views = self.views(half, looks[-1].stop)
+        for strip in strips:
+            np.copyto(strip.x, strip.pixels)
+        logits = self._forward(strips, views, self._kept_units(looks[-1].stop, seed))
         pieces = exponentials(logits, self.arithmetic)
         dz = cross_entropy_derivative(pieces.e / pieces.total, targets)
-        self._backward(views, self.arithmetic.round_output_errors(dz), add)
+        self._backward(strips, views, self.arithmetic.round_output_errors(dz), add)
         return pieces
 
     def _kept_units(self, samples: int, seed: Sequence[int]) -> list[Array | None]:
@@ -255,24 +271,30 @@ class Share:
             for units, own in zip(self.hidden_sizes, self.own, strict=True)
         ]
 
-    def _forward(self, views: Views, kept: Sequence[Array | None]) -> Array:
+    def _forward(
+        self, strips: Sequence[Strip], views: Views, kept: Sequence[Array | None]
+    ) -> Array:
         """Return the logits of all samples."""
-        self._to_second_layer(views, kept[0])
+        self._to_second_layer(strips, views, kept[0])
         self.crew.wait(self.rank)
         while not self._bounds_kept():
-            self._to_second_layer(views, kept[0])
+            self._to_second_layer(strips, views, kept[0])
             self.crew.wait(self.rank)
         for number, parts in enumerate(views.parts[:-1], start=1):
             a = views.activations[number]
             self._activate(number, _total(parts, out=a), kept[number])
             self._to_next_layer(number, views)
             self.crew.wait(self.rank)
-        logits = _total(views.parts[-1], out=self.logits[: len(views.x)])
+        logits = _total(views.parts[-1], out=self.logits[: len(views.last_hidden)])
         logits += self.parameters[-1].b
         return logits
 
-    def _to_second_layer(self, views: Views, kept: Array | None) -> None:
-        z = np.matmul(views.x, views.W[0], out=views.activations[0])
+    def _to_second_layer(
+        self, strips: Sequence[Strip], views: Views, kept: Array | None
+    ) -> None:
+        for strip in strips:
+            np.matmul(strip.x, strip.W, out=strip.z)
+        z = views.activations[0]
         z *= PIXELS.grid
         self._activate(0, z, kept)
         self._to_next_layer(0, views)
@@ -291,7 +313,7 @@ class Share:
 
     def _to_next_layer(self, number: int, views: Views) -> None:
         """Show the own part of what the activations of a layer make of the next one's z."""
-        np.matmul(self._leaving(number, views), views.W[number + 1], out=views.partial[number])
+        np.matmul(self._leaving(number, views), self.rounded[number + 1], out=views.partial[number])
 
     def _leaving(self, number: int, views: Views) -> Array:
         """Return the own activations of a layer, in the type that the next one's products need."""
@@ -300,13 +322,13 @@ class Share:
         np.copyto(views.last_hidden, views.activations[number])
         return views.last_hidden
 
-    def _backward(self, views: Views, dz: Array, add: bool) -> None:
+    def _backward(self, strips: Sequence[Strip], views: Views, dz: Array, add: bool) -> None:
         """Find the gradient of the own share, given the output layer's errors."""
-        last = len(views.W) - 1
-        self._add_gradient(last, views.last_hidden, dz, add)
+        last = len(self.own)
+        self._add_gradient(views.last_hidden, dz, self.gradients[last].W, add)
         self._add_bias_gradient(last, dz, add)
         errors = views.errors
-        product = dz @ views.W[last].T
+        product = dz @ self.rounded[last].T
         product *= relu_derivative(views.activations[-1])
         np.copyto(errors[-1], product, casting="same_kind")
         by_unit = self._through_bias(last - 1, errors[-1], add)
@@ -316,12 +338,15 @@ class Share:
             all_by_unit[:, self.own[number]] = by_unit
             self.crew.wait(self.rank)
             a = views.activations[number - 1]
-            self._add_gradient(number, a, all_by_unit, add)
+            self._add_gradient(a, all_by_unit, self.gradients[number].W, add)
             by_sample = self.arithmetic.errors_by_sample(number, all_errors)
-            np.matmul(by_sample, views.W[number].T, out=errors[number - 1])
+            np.matmul(by_sample, self.rounded[number].T, out=errors[number - 1])
             errors[number - 1] *= relu_derivative(a)
             by_unit = self._through_bias(number - 1, errors[number - 1], add)
-        self._add_gradient(0, views.x, by_unit, add)
+        for strip in strips:
+            self._add_gradient(strip.ending, by_unit[: len(strip.ending)], strip.dW, add)
+        if not add:
+            self.gradients[0].W[strips[0].x.shape[1] :] = 0.0
 
     def _through_bias(self, number: int, dz: Array, add: bool) -> Array:
         """Find the gradient of a hidden layer's biases, and go back through its normalisation.
@@ -344,14 +369,11 @@ class Share:
         else:
             db[...] = column_sums(dz)
 
-    def _add_gradient(self, number: int, x: Array, dz: Array, add: bool) -> None:
-        dW = self.gradients[number].W
-        looked_at = dW[: x.shape[1]]
+    def _add_gradient(self, x: Array, dz: Array, dW: Array, add: bool) -> None:
         if add:
-            looked_at += gradient(x, dz)
+            dW += gradient(x, dz)
         else:
-            gradient(x, dz, out=looked_at)
-            dW[x.shape[1] :] = 0.0
+            gradient(x, dz, out=dW)
 
     def update(self, samples: int, rate: float) -> None:
         """Move the own parameters by one step, block by block, and round them.
@@ -523,13 +545,27 @@ class Share:
             ),
         ]
 
-    def _views(self, half: int, samples: int, inputs: int) -> Views:
+    def _strips(self, half: int, looks: Sequence[Look]) -> list[Strip]:
+        samples, inputs = looks[-1].stop, looks[0].inputs
+        x = self.x[: samples * inputs].reshape(samples, inputs)
+        pixels, (z, *_), dW = self.board.pixels[half], self.activations, self.gradients[0].W
+        following = [look.inputs for look in looks[1:]] + [0]
+        return [
+            Strip(
+                pixels=pixels[start:stop, :inputs],
+                x=x[start:stop, :inputs],
+                W=self.rounded[0][:inputs],
+                z=z[start:stop],
+                ending=x[:stop, after:inputs],
+                dW=dW[after:inputs],
+            )
+            for (start, stop, inputs), after in zip(looks, following, strict=True)
+        ]
+
+    def _views(self, half: int, samples: int) -> Views:
         board = self.board
         columns = [*self.own[1:], slice(None)]
         return Views(
-            pixels=board.pixels[half, :samples, :inputs],
-            x=self.x[: samples * inputs].reshape(samples, inputs),
-            W=[self.rounded[0][:inputs], *self.rounded[1:]],
             activations=[a[:samples] for a in self.activations],
             last_hidden=self.last_hidden[:samples],
             errors=[dz[:samples] for dz in self.errors],

@@ -119,6 +119,10 @@ _ANCHORS: dict[np.dtype[Any], Any] = {
 }
 
 
+_ROUNDED_SUM = 2.0**-14
+"""How far a float32 sum of up to 512 numbers >= 0 can be off, as a part of it, and twice that."""
+
+
 def power_of_two_above(values: Array | float) -> Array:
     """Return, for each value >= 0, the smallest power of two greater than it (1 for 0)."""
     powers: Array = np.ldexp(1.0, np.frexp(values)[1])
@@ -265,8 +269,10 @@ class Exact:
         steps = 2.0**24 * self.grids[layer] / power_of_two_above(self.row_sums[layer])
         if not steps > 2.0:
             raise ExactnessError(f"the weights of layer {layer + 1} have grown too large")
-        grid = power_of_two_above(np.abs(dz).max(axis=1, keepdims=True)) / steps
-        return round_to_grid(dz, np.maximum(grid, FINEST_ERROR_GRID).astype(dz.dtype))
+        magnitudes = np.abs(dz)
+        grid = power_of_two_above(magnitudes.max(axis=1, keepdims=True)) / steps
+        grid = np.maximum(grid, FINEST_ERROR_GRID).astype(dz.dtype)
+        return round_to_grid(dz, grid, out=magnitudes)
 
     def errors_by_unit(self, layer: int, dz: Array) -> Array:
         """Return a layer's errors, rounded for `x.T @ dz`, each unit on a grid of its own.
@@ -285,14 +291,23 @@ class Exact:
             return dz
         if len(dz) > LARGEST_PART:
             raise ExactnessError(f"a sum over {len(dz)} samples; at most {LARGEST_PART} are exact")
-        sums = column_sums(np.abs(dz).astype(np.float64))
-        if not (sums < ERROR_SUM_BOUND).all():
-            raise ExactnessError(
-                f"the errors of layer {layer + 1} add up to {sums.max():g} in one batch"
-            )
         # Rounding moves each of up to 512 errors by at most half a step.
-        grid = power_of_two_above(sums / (self.signals[layer].limit - LARGEST_PART / 2))
-        return round_to_grid(dz, grid.astype(dz.dtype))
+        limit = self.signals[layer].limit - LARGEST_PART / 2
+        magnitudes = np.abs(dz)
+        # This sum is rounded, but nearly always too far from a power of two for that to matter.
+        sums = column_sums(magnitudes) + 2.0**-60
+        fraction, exponent = np.frexp(sums / limit)
+        from_middle = np.abs(fraction - 0.75).max(initial=0.0)
+        if from_middle < 0.25 - _ROUNDED_SUM and sums.max(initial=0.0) < ERROR_SUM_BOUND / 2.0:
+            grid = np.ldexp(1.0, exponent)
+        else:
+            sums = column_sums(magnitudes.astype(np.float64))
+            if not (sums < ERROR_SUM_BOUND).all():
+                raise ExactnessError(
+                    f"the errors of layer {layer + 1} add up to {sums.max():g} in one batch"
+                )
+            grid = power_of_two_above(sums / limit)
+        return round_to_grid(dz, grid.astype(dz.dtype), out=magnitudes)
 
     def round_for_squares(self, layer: int, z: Array) -> Array:
         """Bring a layer's z, as float64, onto a grid on which the sum of its squares is exact."""

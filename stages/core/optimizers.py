@@ -49,11 +49,11 @@ class Momentum:
         """Move `w` by one step."""
         (v,) = slots
         v *= self.momentum
-        gradient *= learning_rate / samples  # one pass for the mean and the rate
-        v -= gradient
+        np.multiply(gradient, learning_rate / samples, out=scratch)  # the mean and the rate
+        v -= scratch
         if self.nesterov:
+            w -= scratch
             np.multiply(v, self.momentum, out=scratch)
-            scratch -= gradient
             w += scratch
         else:
             w += v

@@ -26,7 +26,7 @@ from stages.core.augmentation import (
     draw,
 )
 from stages.core.crew import Crew, shared_array
-from stages.core.data import CLASSES, Images
+from stages.core.data import CLASSES, Images, Look
 from stages.core.elementary import log
 from stages.core.engine import Board, Regularisation, Share
 from stages.core.exact import LARGEST_PART, Arithmetic, Exact, ExactnessError, Plain
@@ -208,7 +208,7 @@ class Part(NamedTuple):
         images: (samples,) which they are.
         labels: (samples,) theirs.
         rows: those of them that this process prepares and takes note of.
-        inputs: how many of their pixels are looked at: the others are dark in all of them.
+        looks: how far they are looked at, strip by strip.
         position: of the first of them in the epoch's order.
         first: whether they begin a batch.
         batch: how many images the batch has that they end; 0 if they end none.
@@ -217,7 +217,7 @@ class Part(NamedTuple):
     images: Array
     labels: Array
     rows: slice
-    inputs: int
+    looks: list[Look]
     position: int
     first: bool
     batch: int
@@ -307,19 +307,18 @@ class Worker:
     def _parts(self, order: Array) -> list[Part]:
         """Cut an epoch's order into batches and these into parts."""
         run, size = self.training, self.training.batch_size
-        labels, used = run.labels[order], run.images.used[order]
         parts = []
         for start in range(0, len(order), size):
             end = min(start + size, len(order))
             for first in range(start, end, LARGEST_PART):
                 last = min(first + LARGEST_PART, end)
-                here = slice(first, last)
+                images, looks = run.images.in_strips(order[first:last])
                 parts.append(
                     Part(
-                        images=order[here],
-                        labels=labels[here],
+                        images=images,
+                        labels=run.labels[images],
                         rows=self.crew.share(last - first, self.rank),
-                        inputs=used[here].max(),
+                        looks=looks,
                         position=first,
                         first=first == start,
                         batch=end - start if last == end else 0,
@@ -340,7 +339,7 @@ class Worker:
         run = self.training
         labels, rows = part.labels, part.rows
         targets = run.targets.take(labels, axis=0)
-        pieces = self.share.learn(half, len(labels), part.inputs, targets, seed, add=not part.first)
+        pieces = self.share.learn(half, part.looks, targets, seed, add=not part.first)
         numbers = np.arange(rows.start, rows.stop)
         here = slice(part.position + rows.start, part.position + rows.stop)
         run.shifted[here] = pieces.shifted[numbers, labels[rows]]
