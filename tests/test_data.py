@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.core import Array
-from stages.core.data import CLASSES, DataError, check, flatten, stratified_split
+from stages.core.data import CLASSES, DataError, Images, check, flatten, stratified_split
 
 
 def labels_with_counts(counts: list[int], seed: int = 0) -> Array:
@@ -128,3 +128,35 @@ def test_check_names_what_is_wrong(images: Array, labels: Array, message: str) -
 
 def test_check_accepts_a_small_good_set() -> None:
     check(IMAGES, LABELS)
+
+
+@given(
+    samples=st.integers(1, 40), pixels=st.integers(1, 100), share=st.floats(0.0, 1.0),
+    seed=st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_strips_leave_out_nothing_bright(
+    samples: int, pixels: int, share: float, seed: int
+) -> None:
+    generator = np.random.default_rng(seed)
+    x = generator.integers(1, 256, (60, pixels)).astype(np.uint8)
+    x *= generator.random(x.shape) < np.linspace(share, 0.0, pixels)
+    images = Images.by_use(x)
+    assert (images.x == x[:, images.pixels]).all()
+    chosen = generator.choice(60, samples, replace=False)
+    found, looks = images.in_strips(chosen)
+    assert sorted(found) == sorted(chosen)
+    assert [look.start for look in looks] == [0, *(look.stop for look in looks[:-1])]
+    assert looks[-1].stop == samples
+    widths = [look.inputs for look in looks]
+    assert widths == sorted(set(widths), reverse=True)
+    for start, stop, inputs in looks:
+        assert inputs % 32 == 0 or inputs == pixels
+        assert not images.x[found[start:stop], inputs:].any()
+
+
+def test_images_as_they_are_are_one_strip_in_their_order() -> None:
+    images = Images.as_they_are(np.zeros((50, 70), np.uint8))
+    chosen = np.random.default_rng(1).permutation(50)
+    found, looks = images.in_strips(chosen)
+    assert (found == chosen).all()
+    assert looks == [(0, 50, 70)]

@@ -480,6 +480,25 @@ def test_errors_by_unit_keep_their_bound_after_rounding(
         assert steps == [round(Fraction(float(error)) / grid) for error in unit]
 
 
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("more", [-1, 0, 1])
+def test_grids_of_errors_are_right_next_to_a_power_of_two(layer: int, more: int) -> None:
+    # The sum of a unit's errors is the power times the limit, or a step of 2**-36 off it, too
+    # little for float32 to tell.
+    limit = int((PIXELS, HIDDEN)[layer].limit) - 256
+    total = limit * 2**24 + more  # in steps: the limit times 2**-12
+    part = total // LARGEST_PART >> 16 << 16  # few enough bits for float32
+    dz = np.full((LARGEST_PART, 1), part * 2.0**-36, np.float32)
+    left = total - part * (LARGEST_PART - 2)
+    high = left >> 20 << 20
+    dz[-2:, 0] = high * 2.0**-36, (left - high) * 2.0**-36
+    assert sum(Fraction(float(error)) for error in dz[:, 0]) == Fraction(total, 2**36)
+    found = Exact([np.zeros((4, 1), np.float32)] * 3).errors_by_unit(layer, dz)
+    grid = 2.0**-12 if more < 0 else 2.0**-11
+    assert (found == round_to_grid(dz, np.float32(grid))).all()
+    assert (found != round_to_grid(dz, np.float32(2.0**-23 / grid))).any()
+
+
 @given(
     row=st.integers(-10, 5), exponent=st.integers(-24, 3), seed=st.integers(0, 2**32 - 1)
 )  # fmt: skip

@@ -147,7 +147,7 @@ class Images(NamedTuple):
             The same with those used furthest first, and the strips.
         """
         used = self.used[images]
-        order = np.argsort(-used, kind="stable")
+        order = (-used).argsort(kind="stable")
         samples, columns = len(images), self.x.shape[1]
         looks: list[Look] = []
         for start, stop in pairwise([0, samples // 8, samples // 2, samples]):

@@ -125,9 +125,9 @@ class Training:
         """
         self.recipe, self.validation = recipe, validation
         x, labels = train
-        # Deforming an image needs its pixels in their places.
-        sort = not recipe.augmentation and x.nbytes <= _LARGEST_COPY
-        self.images = Images.by_use(x) if sort else Images.as_they_are(x)
+        # Deforming an image needs its pixels in their places, and dropout the images in theirs.
+        as_they_are = recipe.augmentation or recipe.dropout or x.nbytes > _LARGEST_COPY
+        self.images = Images.as_they_are(x) if as_they_are else Images.by_use(x)
         self.labels = labels.astype(np.intp)
         self.targets = smoothed(one_hot(np.arange(CLASSES), CLASSES), recipe.label_smoothing)
         self.batch_size = len(x) if recipe.batch_size == "all" else recipe.batch_size
@@ -237,6 +237,7 @@ class Worker:
             training.optimizer,
             training.regularisation,
             training.recipe.average,
+            int(training.images.used.max()),
             training.board,
             training.crew,
             rank,
