@@ -2,8 +2,9 @@
 
 All train the same network on the same images, fully connected layers with ReLU between them, by
 SGD with momentum on the mean cross-entropy, in float32, on all cores, every epoch in a new random
-order. Our engine leaves out the pixels that are dark in a whole batch: they add nothing to any sum,
-and exact sums do not notice. The peers multiply them, as everyone does who uses a library.
+order. Our engine sorts a batch's images into strips and leaves out the pixels that are dark in a
+whole strip: they add nothing to any sum, and exact sums do not notice. The peers multiply them, as
+everyone does who uses a library.
 
 Each is a function from a task and the data to a `Train`: calling the function builds whatever can
 be kept, calling the `Train` draws new weights and trains. Peers are imported where they are used,

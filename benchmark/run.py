@@ -5,8 +5,9 @@ epoch; when all have had their turn the next round begins, with another contende
 round measures was measured within seconds, so ratios are taken within rounds, and their median
 counts. A first epoch, in which some compile and all warm up, never counts.
 
-About the comparison: our engine leaves out the pixels that are dark in a whole batch, which exact
-sums do not notice, while the peers multiply all pixels. Shares of the sgemm limit count all.
+About the comparison: our engine leaves out the pixels that are dark in a whole strip of a batch,
+which exact sums do not notice, while the peers multiply all pixels. Shares of the sgemm limit count
+all.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ TABLE = (
 )
 LIMIT = "sgemm"
 NOTE = (
-    "Our engine leaves out pixels that are dark in a whole batch: exact sums do not notice. "
+    "Our engine leaves out pixels that are dark in a whole strip of a batch: exact sums do not "
+    "notice. "
     "The peers multiply them; shares of the sgemm limit count all pixels, for everyone."
 )
 FEWER_IMAGES = 16_384

@@ -60,7 +60,8 @@ class Board:
         partial: for each layer but the first, (2, processes, samples, outputs) each process's
             part of z; the output layer's class by class in memory, since sums and maxima over few
             classes are fastest across rows.
-        errors: for each layer but the first and the last, (2, samples, outputs) dz.
+        errors: for each layer but the first and the last, (2, samples, outputs) dz, then the same
+            rounded for the errors of the layer before.
         by_unit: the same, rounded for the gradient.
         weight_sums: (2, processes, units) sums of absolute weights that enter each unit.
         square_sums: the same of squared weights.
@@ -344,10 +345,12 @@ class Share:
             all_errors[:, self.own[number]] = errors[number]
             all_by_unit[:, self.own[number]] = by_unit
             self.crew.wait(self.rank)
+            mine = all_errors[self.crew.share(len(all_errors), self.rank)]
+            self.arithmetic.errors_by_sample(number, mine, out=mine)
             a = views.activations[number - 1]
             self._add_gradient(a, all_by_unit, self.gradients[number].W, add)
-            by_sample = self.arithmetic.errors_by_sample(number, all_errors)
-            np.matmul(by_sample, self.rounded[number].T, out=errors[number - 1])
+            self.crew.wait(self.rank)
+            np.matmul(all_errors, self.rounded[number].T, out=errors[number - 1])
             errors[number - 1] *= relu_derivative(a)
             by_unit = self._through_bias(number - 1, errors[number - 1], add)
         for strip in strips:

@@ -256,10 +256,11 @@ class Exact:
         """Bring the errors of the output layer onto their grid, in place."""
         return round_to_grid(dz, OUTPUT_ERROR_GRID, out=dz)
 
-    def errors_by_sample(self, layer: int, dz: Array) -> Array:
+    def errors_by_sample(self, layer: int, dz: Array, out: Array | None = None) -> Array:
         """Return a layer's errors `dz` (samples, outputs), rounded for `dz @ W.T`.
 
         Each sample has a grid of its own. The output layer's errors are on theirs already.
+        `out`, where to write, may be `dz` itself.
 
         Raises:
             ExactnessError: the weights are too large for any grid.
@@ -269,10 +270,8 @@ class Exact:
         steps = 2.0**24 * self.grids[layer] / power_of_two_above(self.row_sums[layer])
         if not steps > 2.0:
             raise ExactnessError(f"the weights of layer {layer + 1} have grown too large")
-        magnitudes = np.abs(dz)
-        grid = power_of_two_above(magnitudes.max(axis=1, keepdims=True)) / steps
-        grid = np.maximum(grid, FINEST_ERROR_GRID).astype(dz.dtype)
-        return round_to_grid(dz, grid, out=magnitudes)
+        grid = power_of_two_above(np.abs(dz).max(axis=1, keepdims=True)) / steps
+        return round_to_grid(dz, np.maximum(grid, FINEST_ERROR_GRID).astype(dz.dtype), out=out)
 
     def errors_by_unit(self, layer: int, dz: Array) -> Array:
         """Return a layer's errors, rounded for `x.T @ dz`, each unit on a grid of its own.
@@ -350,8 +349,8 @@ class Plain:
         """Return `dz` as it is."""
         return dz
 
-    def errors_by_sample(self, layer: int, dz: Array) -> Array:
-        """Return `dz` as it is."""
+    def errors_by_sample(self, layer: int, dz: Array, out: Array | None = None) -> Array:
+        """Return `dz` as it is, whatever `out` is."""
         return dz
 
     def errors_by_unit(self, layer: int, dz: Array) -> Array:
