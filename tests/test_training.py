@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
@@ -21,9 +23,10 @@ import pytest
 from stages import runtime
 from stages.core import Array
 from stages.core.augmentation import Augmentation
+from stages.core.crew import Crew
 from stages.core.data import Images
 from stages.core.network import Layer, initialise, logits_of, on_grids, predict, score
-from stages.core.training import DivergedError, Epoch, Recipe, Training
+from stages.core.training import DivergedError, Epoch, Part, Recipe, Training, Worker
 
 forks = pytest.mark.skipif(sys.platform != "linux", reason="only Linux trains in several processes")
 
@@ -405,6 +408,35 @@ def test_the_number_of_workers_changes_no_byte_of_augmented_averaged_training() 
     layers, epochs = train(recipe, data, validation)
     for workers in (2, 3, 4):
         others, reported = train(recipe, data, validation, workers)
+        assert digest(others) == digest(layers)
+        assert reported == epochs
+
+
+@forks
+@pytest.mark.parametrize("name", ["last batch of one image", "everything at once"])
+def test_processes_that_are_late_change_no_byte(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, samples = LAYOUTS[name]
+    data = TRAIN[0][:samples], TRAIN[1][:samples]
+    layers, epochs = train(recipe, data)
+    wait, prepare, generators = Crew.wait, Worker._prepare, {}
+
+    def nap() -> None:
+        own = generators.setdefault(os.getpid(), random.Random(os.getpid()))
+        time.sleep(own.choice([0.0, 0.0, 0.001, 0.004]))
+
+    def late_wait(crew: Crew, rank: int, meanwhile: Callable[[], None] | None = None) -> None:
+        nap()
+        wait(crew, rank, meanwhile)
+        nap()
+
+    def late_prepare(worker: Worker, parts: Sequence[Part], number: int) -> None:
+        nap()
+        prepare(worker, parts, number)
+
+    monkeypatch.setattr(Crew, "wait", late_wait)
+    monkeypatch.setattr(Worker, "_prepare", late_prepare)
+    for workers in (2, 3):
+        others, reported = train(recipe, data, workers=workers)
         assert digest(others) == digest(layers)
         assert reported == epochs
 

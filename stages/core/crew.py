@@ -77,8 +77,12 @@ class Crew:
             self._children.clear()
         return result
 
-    def wait(self, rank: int) -> None:
+    def wait(self, rank: int, meanwhile: Callable[[], None] | None = None) -> None:
         """Wait until every rank has come here; what each wrote before, all can read after.
+
+        Args:
+            rank: whose call it is.
+            meanwhile: done before waiting, while the others are on their way.
 
         Raises:
             CrewError: another rank failed or is gone.
@@ -86,6 +90,8 @@ class Crew:
         for other in range(self.size):
             if other != rank:
                 self._gates[other][rank].release()
+        if meanwhile:
+            meanwhile()
         for other in range(self.size):
             if other == rank:
                 continue

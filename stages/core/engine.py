@@ -18,7 +18,7 @@ processes nor who owns what changes a bit of the result. The functions are those
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, lru_cache
 from itertools import accumulate, pairwise
 from typing import NamedTuple
@@ -43,6 +43,8 @@ from stages.core.optimizers import Optimizer
 
 _BLOCK = 32768
 """Parameters that are updated together: few enough to stay in a core's cache meanwhile."""
+IMAGE_PLACES = 3
+"""For so many batches the board has places for images."""
 _KEPT_STRIPS = 1024
 """Ways of cutting a batch into strips whose views are kept; batches are cut in few ways."""
 _MOMENTS_SHARE = 0.99
@@ -56,7 +58,8 @@ class Board:
     has passed a barrier that the others reach only after they have read it.
 
     Attributes:
-        pixels: (2, samples, inputs) uint8, a batch's images.
+        pixels: (3, samples, inputs) uint8, a batch's images; three times, since they are shown two
+            batches ahead.
         partial: for each layer but the first, (2, processes, samples, outputs) each process's
             part of z; the output layer's class by class in memory, since sums and maxima over few
             classes are fastest across rows.
@@ -71,7 +74,7 @@ class Board:
 
     def __init__(self, sizes: Sequence[int], samples: int, crew: int, arithmetic: Arithmetic):
         *hidden, classes = sizes[1:]
-        self.pixels = shared_array((2, samples, sizes[0]), np.uint8)
+        self.pixels = shared_array((IMAGE_PLACES, samples, sizes[0]), np.uint8)
         self.partial = [
             shared_array((2, crew, samples, units), arithmetic.narrow) for units in hidden[1:]
         ]
@@ -239,20 +242,22 @@ class Share:
 
     def learn(
         self,
-        half: int,
+        number: int,
         looks: Sequence[Look],
         targets: Array,
         seed: Sequence[int],
         add: bool,
+        meanwhile: Callable[[], None],
     ) -> Exponentials:
         """Take the images on the board forwards and backwards; find the own share's gradient.
 
         Args:
-            half: of the board, where the images are.
+            number: counts what is learned, and says which places of the board are used.
             looks: how far they are looked at, strip by strip.
             targets: (samples, classes) one_hot of the labels.
             seed: says which units are dropped; the same in every process.
             add: add to the gradient of the batch's earlier parts, instead of starting anew.
+            meanwhile: done once, while the other processes are waited for.
 
         Returns:
             The pieces of the softmax, which the losses are made of.
@@ -260,11 +265,12 @@ class Share:
         Raises:
             ExactnessError: something has grown beyond its bound.
         """
-        strips = self.strips(half, tuple(looks))
-        views = self.views(half, looks[-1].stop)
+        strips = self.strips(number % IMAGE_PLACES, tuple(looks))
+        views = self.views(number % 2, looks[-1].stop)
         for strip in strips:
             np.copyto(strip.x, strip.pixels)
-        logits = self._forward(strips, views, self._kept_units(looks[-1].stop, seed))
+        kept = self._kept_units(looks[-1].stop, seed)
+        logits = self._forward(strips, views, kept, meanwhile)
         pieces = exponentials(logits, self.arithmetic)
         dz = cross_entropy_derivative(pieces.e / pieces.total, targets)
         self._backward(strips, views, self.arithmetic.round_output_errors(dz), add)
@@ -282,11 +288,15 @@ class Share:
         ]
 
     def _forward(
-        self, strips: Sequence[Strip], views: Views, kept: Sequence[Array | None]
+        self,
+        strips: Sequence[Strip],
+        views: Views,
+        kept: Sequence[Array | None],
+        meanwhile: Callable[[], None],
     ) -> Array:
         """Return the logits of all samples."""
         self._to_second_layer(strips, views, kept[0])
-        self.crew.wait(self.rank)
+        self.crew.wait(self.rank, meanwhile)
         while not self._bounds_kept():
             self._to_second_layer(strips, views, kept[0])
             self.crew.wait(self.rank)
@@ -555,10 +565,10 @@ class Share:
             ),
         ]
 
-    def _strips(self, half: int, looks: Sequence[Look]) -> list[Strip]:
+    def _strips(self, place: int, looks: Sequence[Look]) -> list[Strip]:
         samples, inputs = looks[-1].stop, looks[0].inputs
         x = self.x[: samples * inputs].reshape(samples, inputs)
-        pixels, (z, *_), dW = self.board.pixels[half], self.activations, self.gradients[0].W
+        pixels, (z, *_), dW = self.board.pixels[place], self.activations, self.gradients[0].W
         following = [look.inputs for look in looks[1:]] + [0]
         return [
             Strip(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -28,7 +29,7 @@ from stages.core.augmentation import (
 from stages.core.crew import Crew, shared_array
 from stages.core.data import CLASSES, Images, Look
 from stages.core.elementary import log
-from stages.core.engine import Board, Regularisation, Share
+from stages.core.engine import IMAGE_PLACES, Board, Regularisation, Share
 from stages.core.exact import LARGEST_PART, Arithmetic, Exact, ExactnessError, Plain
 from stages.core.network import Layer, initialise, on_grids, one_hot, score, smoothed
 from stages.core.normalisation import Moments, folded
@@ -294,12 +295,12 @@ class Worker:
             self._draw_deformations(number)
         parts = self._parts(order)
         steps = recipe.epochs * -(-len(order) // run.batch_size)
-        self._prepare(parts[0], 0)
+        for i in range(IMAGE_PLACES - 1):
+            self._prepare(parts, i)
         self.crew.wait(self.rank)
         for i, part in enumerate(parts):
-            if i + 1 < len(parts):
-                self._prepare(parts[i + 1], (i + 1) % 2)
-            self._learn(part, i % 2, seed=[recipe.seed, number, i, 0])
+            ahead = partial(self._prepare, parts, i + IMAGE_PLACES - 1)
+            self._learn(part, i, [recipe.seed, number, i, 0], ahead)
             if part.batch:
                 progress = self.share.steps / steps
                 rate = scheduled(recipe.learning_rate, recipe.schedule, progress, recipe.warm_up)
@@ -327,20 +328,25 @@ class Worker:
                 )
         return parts
 
-    def _prepare(self, part: Part, half: int) -> None:
-        """Show this process's rows of a part's images on a half of the board."""
-        run = self.training
-        pixels = run.board.pixels[half, part.rows]
+    def _prepare(self, parts: Sequence[Part], number: int) -> None:
+        """Show this process's rows of a part's images on the board, if there is such a part."""
+        if number >= len(parts):
+            return
+        run, part = self.training, parts[number]
+        pixels = run.board.pixels[number % IMAGE_PLACES, part.rows]
         np.take(run.images.x, part.images[part.rows], axis=0, out=pixels, mode="clip")
         if run.recipe.augmentation:
             self._deform(pixels, part.position + part.rows.start)
 
-    def _learn(self, part: Part, half: int, seed: Sequence[int]) -> None:
+    def _learn(
+        self, part: Part, number: int, seed: Sequence[int], meanwhile: Callable[[], None]
+    ) -> None:
         """Let the share learn a part, and note what its images' losses are made of."""
         run = self.training
         labels, rows = part.labels, part.rows
         targets = run.targets.take(labels, axis=0)
-        pieces = self.share.learn(half, part.looks, targets, seed, add=not part.first)
+        add = not part.first
+        pieces = self.share.learn(number, part.looks, targets, seed, add, meanwhile)
         numbers = np.arange(rows.start, rows.stop)
         here = slice(part.position + rows.start, part.position + rows.stop)
         run.shifted[here] = pieces.shifted[numbers, labels[rows]]
