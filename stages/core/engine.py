@@ -9,10 +9,11 @@ With `own` for its units and a_0 = x, a step of a batch is
     dz_{l-1}[:, own] = (dz_l @ W_l[own].T) * (a_{l-1}[:, own] > 0)
     dW_1[:, own] = x.T @ dz_1[:, own]        dW_l[own] = a_{l-1}[:, own].T @ dz_l
 
-so no weight, gradient or velocity ever leaves its process. What the processes show one another
-are a layer's partial sums on the way forwards and hidden layers' errors on the way back: for one
-hidden layer, ten numbers a sample, once a step. Since the sums are exact, neither the number of
-processes nor who owns what changes a bit of the result. The functions are those of
+so no weight, gradient or velocity ever leaves its process. What the processes show one another are
+a layer's partial sums on the way forwards and hidden layers' errors on the way back: for one hidden
+layer, ten numbers a sample, once a step. Since the sums are exact, neither the number of processes
+nor who owns what changes a bit of the result. Nor do the inputs that are dark: a batch's images
+come in strips, of which the first layer looks at fewer and fewer. The functions are those of
 `stages.core.network`; `forward` and `backward` there say the same for one process.
 """
 

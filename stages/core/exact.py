@@ -49,10 +49,12 @@ left for the other factor is `limit` = 2**24 / steps.
 | losses over the samples  | float64 | 2**33 / 2**-20 = 2**53                                  |
 
 The errors dz are multiples of 2**-36 because both products that make them have such grids, and
-normalisation rounds to it. A batch has at most 512 samples; a larger one is summed in parts of
-512, added one after the other, which is an order fixed by the recipe. Grids for weights are found
-from the weights and only ever coarsened while training; `Exact.weights_fit` checks the bound after
-every update. What cannot be met raises `ExactnessError`: exactness is never lost in silence.
+normalisation rounds to it. Their sum only has to say which power of two is above it, so a rounded
+sum in float32 will do unless it is so close to one that its rounding could decide. A batch has at
+most 512 samples; a larger one is summed in parts of 512, added one after the other, which is an
+order fixed by the recipe. Grids for weights are found from the weights and only ever coarsened
+while training; `Exact.weights_fit` checks the bound after every update. What cannot be met raises
+`ExactnessError`: exactness is never lost in silence.
 
 The same idea, sums made exact by splitting numbers along fixed grids, stands in Demmel and
 Nguyen, "Fast Reproducible Floating-Point Summation" (2013).
@@ -120,7 +122,7 @@ _ANCHORS: dict[np.dtype[Any], Any] = {
 
 
 _ROUNDED_SUM = 2.0**-14
-"""How far a float32 sum of up to 512 numbers >= 0 can be off, as a part of it, and twice that."""
+"""Twice how far a float32 sum of up to 512 numbers >= 0 can be off, as a part of it."""
 
 
 def power_of_two_above(values: Array | float) -> Array:

@@ -206,7 +206,7 @@ class Part(NamedTuple):
     """At most 512 images of a batch: a batch's gradient is the sum of its parts'.
 
     Attributes:
-        images: (samples,) which they are.
+        images: (samples,) which they are, those used furthest first.
         labels: (samples,) theirs.
         rows: those of them that this process prepares and takes note of.
         looks: how far they are looked at, strip by strip.
