@@ -53,8 +53,7 @@ TABLE = (
 LIMIT = "sgemm"
 NOTE = (
     "Our engine leaves out pixels that are dark in a whole strip of a batch: exact sums do not "
-    "notice. "
-    "The peers multiply them; shares of the sgemm limit count all pixels, for everyone."
+    "notice. The peers multiply them; shares of the sgemm limit count all pixels, for everyone."
 )
 FEWER_IMAGES = 16_384
 """Training images in a timed epoch of a large network, the same for everyone."""

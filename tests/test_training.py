@@ -484,6 +484,17 @@ def test_leaving_dark_pixels_out_changes_no_byte(monkeypatch: pytest.MonkeyPatch
     assert found[1] == expected[1]
 
 
+def test_weights_of_pixels_that_training_never_uses_count_for_the_bound() -> None:
+    # An image to be scored may use them.
+    x, y = digits(100, seed=3)
+    x[:, 20:] = 0
+    training = Training((x, y), VALIDATION, Recipe([16], batch_size=100, epochs=2))
+    layers = training.run()
+    steps = 2
+    found = training.board.weight_sums[steps % 2, 0, :16]
+    assert (found == np.abs(layers[0].W).sum(axis=0, dtype=np.float64)).all()
+
+
 def test_training_leaves_the_data_as_it_is() -> None:
     before = TRAIN[0].tobytes(), TRAIN[1].tobytes(), VALIDATION[0].tobytes()
     train(Recipe([8], epochs=1))

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, lru_cache
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -114,13 +114,9 @@ class Regularisation(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Some rows of a W, or all biases, with all that the update needs beside them: views.
-
-    `moves` says whether any step changes them.
-    """
+    """Some rows of a W, or all biases, with all that the update needs beside them: views."""
 
     layer: int | None
-    moves: bool
     parameters: Array
     gradient: Array
     average: Array
@@ -185,7 +181,6 @@ class Share:
         optimizer: Optimizer,
         regularisation: Regularisation,
         average: float,
-        used: int,
         board: Board,
         crew: Crew,
         rank: int,
@@ -193,7 +188,6 @@ class Share:
         """Take this rank's share of `start`, the parameters that training starts from.
 
         `average` is the share of the weights' average that a step leaves as it was; 0: none.
-        All images are dark beyond the first `used` columns.
         """
         self.arithmetic, self.optimizer = arithmetic, optimizer
         self.regularisation, self.average = regularisation, average
@@ -213,10 +207,7 @@ class Share:
             self.rounded = [arithmetic.round_weights(n, W) for n, W in enumerate(self.rounded)]
         # The output layer's stay in the wider type that its products need.
         self.rounded[-1] = self.rounded[-1].astype(arithmetic.wide, copy=False)
-        # Without a gradient, and without what moves weights apart from it, weights stay.
-        moved = any((regularisation.l2, regularisation.weight_decay, regularisation.max_norm))
-        self.blocks = list(self._blocks(board.pixels.shape[2] if moved else used))
-        self.moving_blocks = [block for block in self.blocks if block.moves]
+        self.blocks = list(self._blocks())
 
         _, samples, inputs = board.pixels.shape
         units = [own.stop - own.start for own in self.own]
@@ -406,7 +397,7 @@ class Share:
         l2, weight_decay, max_norm, *_ = self.regularisation
         self.steps += 1
         self._clear_sums()
-        for block in self.moving_blocks:
+        for block in self.blocks:
             w, g, scratch = block.parameters, block.gradient, block.scratch
             # The first layer's gradient is for pixels of 0 to 255.
             weight = samples / PIXELS.grid if block.layer == 0 else samples
@@ -420,7 +411,7 @@ class Share:
                 self._settle(block)
         if max_norm:
             self._scale_back(max_norm)
-            for block in self.moving_blocks:
+            for block in self.blocks:
                 self._settle(block)
         if self.regularisation.batch_normalisation:
             first = self.steps == 1
@@ -601,34 +592,29 @@ class Share:
             ],
         )
 
-    def _blocks(self, used: int) -> Iterator[Block]:
-        """Cut the own parameters into blocks that fit a core's cache.
-
-        Args:
-            used: how many of the inputs ever move their weights.
-        """
+    def _blocks(self) -> Iterator[Block]:
+        """Cut the own parameters into blocks that fit a core's cache."""
         vectors = [self.flat, self.flat_gradient, self.flat_average, *self.flat_slots]
         widest = max(
             *(W.shape[1] for W, _ in self.parameters), sum(len(b) for _, b in self.parameters)
         )
         scratch = np.empty(max(_BLOCK, widest), self.flat.dtype)
 
-        def block(layer: int | None, moves: bool, views: Sequence[Array], rounded: Array) -> Block:
+        def block(layer: int | None, views: Sequence[Array], rounded: Array) -> Block:
             parameters, gradient, average, *slots = views
             own_scratch = scratch[: parameters.size].reshape(parameters.shape)
-            return Block(layer, moves, parameters, gradient, average, slots, own_scratch, rounded)
+            return Block(layer, parameters, gradient, average, slots, own_scratch, rounded)
 
         like = self.parameters
         for number, layers in enumerate(zip(*(_split(v, like) for v in vectors), strict=True)):
             rows, columns = layers[0].W.shape
             height = max(1, _BLOCK // max(1, columns))
-            moving = used if number == 0 else rows
-            cuts = sorted({*range(0, moving, height), *range(moving, rows, height), rows})
-            for part in (slice(*ends) for ends in pairwise(cuts)):
+            for top in range(0, rows, height):
+                part = slice(top, top + height)
                 views = [layer.W[part] for layer in layers]
-                yield block(number, part.start < moving, views, self.rounded[number][part])
+                yield block(number, views, self.rounded[number][part])
         biases = slice(sum(W.size for W, _ in like), None)
-        yield block(None, True, [vector[biases] for vector in vectors], self.flat[biases])
+        yield block(None, [vector[biases] for vector in vectors], self.flat[biases])
 
 
 def _total(parts: Sequence[Array], out: Array) -> Array:

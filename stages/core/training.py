@@ -238,7 +238,6 @@ class Worker:
             training.optimizer,
             training.regularisation,
             training.recipe.average,
-            int(training.images.used.max()),
             training.board,
             training.crew,
             rank,
