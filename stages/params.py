@@ -64,6 +64,7 @@ class AugmentationParams(_Section):
     shift: Annotated[float, Field(ge=0, le=14), FromText]
     elastic: Annotated[float, Field(ge=0, le=100), FromText]
     smoothness: Annotated[float, Field(ge=1, le=14), FromText]
+    thickness: Annotated[float, Field(ge=0, le=10), FromText]
 
 
 class TrainParams(_Section):

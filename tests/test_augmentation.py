@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from stages.core.augmentation import (
     draw,
 )
 
-ALL = Augmentation(rotation=10, scale=0.1, shear=0.1, shift=2, elastic=34, smoothness=4)
+SHAPE = Augmentation(rotation=10, scale=0.1, shear=0.1, shift=2, elastic=34, smoothness=4)
 
 
 def images(count: int = GROUP) -> np.ndarray:
@@ -44,7 +45,9 @@ def places_of(deformations: Deformations, group: int) -> tuple[np.ndarray, np.nd
     return column - 1 + weights[1] + weights[3], row - 1 + weights[2] + weights[3]
 
 
-@pytest.mark.parametrize("augmentation", [ALL, Augmentation(shift=14), Augmentation(rotation=180)])
+@pytest.mark.parametrize(
+    "augmentation", [SHAPE, Augmentation(shift=14), Augmentation(rotation=180)]
+)
 def test_each_pixel_is_read_bilinearly_at_its_place(augmentation: Augmentation) -> None:
     deformations = draw(augmentation, 2, np.random.default_rng(1))
     originals = images(3)
@@ -53,6 +56,33 @@ def test_each_pixel_is_read_bilinearly_at_its_place(augmentation: Augmentation) 
     for image, deformed in zip(originals.reshape(-1, SIDE, SIDE), result, strict=True):
         expected = [read_bilinearly(image, *place) for place in zip(x, y, strict=True)]
         np.testing.assert_allclose(deformed, expected, atol=0.501)
+
+
+@pytest.mark.parametrize(
+    ("thickness", "expected"),
+    [(0.0, [0, 40, 128, 200, 255]), (1.0, [0, 80, 255, 255, 255]), (-1.0, [0, 0, 1, 145, 255])],
+)
+def test_steeper_edges_make_strokes_thicker_or_thinner(
+    thickness: float, expected: list[int]
+) -> None:
+    still = draw(NO_AUGMENTATION, 1, np.random.default_rng(1))
+    edge = np.zeros((1, SIDE * SIDE), np.uint8)
+    edge[0, 400:405] = [0, 40, 128, 200, 255]
+    inked = still._replace(thickness=np.full(1, thickness, np.float32))
+    result = deform(edge, inked, 0, Scratch())
+    assert result[0, 400:405].tolist() == expected
+    assert not np.delete(result[0], range(400, 405)).any()
+
+
+def test_thickness_is_drawn_on_both_sides_of_0_and_leaves_the_shape_alone() -> None:
+    drawn = draw(Augmentation(thickness=2), 1000, np.random.default_rng(1))
+    assert drawn.thickness.dtype == np.float32
+    assert np.quantile(drawn.thickness, [0.0, 0.25, 0.5, 0.75, 1.0]) == pytest.approx(
+        [-2, -1, 0, 1, 2], abs=0.2
+    )
+    still = draw(NO_AUGMENTATION, 1, np.random.default_rng(1))
+    np.testing.assert_array_equal(drawn.places[0], still.places[0])
+    np.testing.assert_array_equal(drawn.weights[0], still.weights[0])
 
 
 def test_no_strength_changes_nothing() -> None:
@@ -99,7 +129,7 @@ def test_elastic_displacements_have_the_size_that_the_smoothing_predicts() -> No
 
 def test_images_of_a_group_share_a_deformation_and_groups_differ() -> None:
     same = np.repeat(images(1), 2 * GROUP, axis=0)
-    result = augmented(same, ALL, np.random.default_rng(1))
+    result = augmented(same, replace(SHAPE, thickness=1.0), np.random.default_rng(1))
     assert (result[:GROUP] == result[0]).all()
     assert (result[GROUP:] == result[GROUP]).all()
     assert (result[0] != result[GROUP]).any()

@@ -402,7 +402,7 @@ def test_the_number_of_workers_changes_no_byte(name: str) -> None:
 
 @forks
 def test_the_number_of_workers_changes_no_byte_of_augmented_averaged_training() -> None:
-    everything = Augmentation(rotation=10, scale=0.1, shear=0.1, shift=1, elastic=20)
+    everything = Augmentation(10, scale=0.1, shear=0.1, shift=1, elastic=20, thickness=1)
     recipe = Recipe([16], batch_size=50, epochs=2, average=0.99, augmentation=everything)
     data, validation = digits(1100, seed=1, pixels=784), digits(50, seed=2, pixels=784)
     layers, epochs = train(recipe, data, validation)

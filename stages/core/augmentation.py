@@ -1,10 +1,13 @@
-"""New handwriting from old: random affine changes and elastic deformations of the images.
+"""New handwriting from old: the images with random changes of shape and of their strokes.
 
 Every pixel of a deformed image is read from the original at a displaced place, between the four
 pixels around it (bilinear interpolation), and rounded to a pixel's 256 levels. The displacement is
 affine (rotation, scale, shear, shift) plus elastic: at each pixel an independent random vector,
 smoothed with a Gaussian (Simard, Steinkraus and Platt, "Best Practices for Convolutional Neural
 Networks Applied to Visual Document Analysis", 2003, section 2).
+
+A stroke's edge is a ramp of grey levels. Made steeper with its bright end held still, it leaves
+the stroke thinner; with its dark end held still, thicker.
 
 One deformation serves a group of `GROUP` images that stand side by side in a shuffled batch: they
 are stored pixel by pixel, so that reading a displaced pixel copies a row of the whole group. That
@@ -44,6 +47,8 @@ class Augmentation:
         shift: pixels, sideways and upwards independently.
         elastic: Simard's alpha, pixels of displacement for a smoothed noise of 1.
         smoothness: Simard's sigma, the Gaussian's standard deviation in pixels.
+        thickness: how much steeper the strokes' edges become, as a share of their steepness:
+            thicker strokes above 0, thinner ones below.
     """
 
     rotation: float = 0.0
@@ -52,27 +57,31 @@ class Augmentation:
     shift: float = 0.0
     elastic: float = 0.0
     smoothness: float = 4.0
+    thickness: float = 0.0
 
     def __bool__(self) -> bool:
         """Say whether anything is deformed at all."""
-        return any((self.rotation, self.scale, self.shear, self.shift, self.elastic))
+        shape = (self.rotation, self.scale, self.shear, self.shift, self.elastic)
+        return any((*shape, self.thickness))
 
 
 NO_AUGMENTATION = Augmentation()
 
 
 class Deformations(NamedTuple):
-    """Where a deformed image's pixels are read, for each group of images.
+    """Where a deformed image's pixels are read and how it is inked, for each group of images.
 
     Attributes:
         places: (groups, 784) index, in an image with a border of one empty pixel, of the upper
             left of the four pixels around each place.
         weights: (groups, 4, 784) bilinear weights of upper left, upper right, lower left and
             lower right, float32.
+        thickness: (groups,) change of the strokes' thickness, float32.
     """
 
     places: Array
     weights: Array
+    thickness: Array
 
 
 def draw(augmentation: Augmentation, groups: int, generator: np.random.Generator) -> Deformations:
@@ -96,6 +105,10 @@ def draw(augmentation: Augmentation, groups: int, generator: np.random.Generator
         x += augmentation.elastic * _smooth_noise(augmentation.smoothness, groups, generator)
         y += augmentation.elastic * _smooth_noise(augmentation.smoothness, groups, generator)
 
+    thickness = np.zeros((groups, 1))
+    if augmentation.thickness:
+        thickness = uniform(augmentation.thickness, 1)
+
     # Beyond the border everything is as empty as the border itself.
     x = np.minimum(np.maximum(x, -1.0), SIDE - 2.0**-20)
     y = np.minimum(np.maximum(y, -1.0), SIDE - 2.0**-20)
@@ -112,7 +125,7 @@ def draw(augmentation: Augmentation, groups: int, generator: np.random.Generator
         axis=1,
     )
     places = ((top + 1.0) * _PADDED + left + 1.0).astype(np.intp)
-    return Deformations(places, weights.astype(np.float32))
+    return Deformations(places, weights.astype(np.float32), thickness[:, 0].astype(np.float32))
 
 
 def _smooth_noise(sigma: float, groups: int, generator: np.random.Generator) -> Array:
@@ -160,8 +173,21 @@ def deform(pixels: Array, deformations: Deformations, group: int, scratch: Scrat
         target *= weights[corner, :, np.newaxis]
         if corner:
             total += term
+    _change_thickness(total, deformations.thickness[group])
     np.rint(total, out=total)
     return total.T
+
+
+def _change_thickness(pixels: Array, thickness: float) -> None:
+    """Make strokes thicker (above 0) or thinner (below 0), pixels from 0 to 255, in place."""
+    if thickness > 0.0:
+        pixels *= 1.0 + thickness
+        np.minimum(pixels, 255.0, out=pixels)
+    elif thickness < 0.0:
+        pixels -= 255.0
+        pixels *= 1.0 - thickness
+        pixels += 255.0
+        np.maximum(pixels, 0.0, out=pixels)
 
 
 def augmented(images: Array, augmentation: Augmentation, generator: np.random.Generator) -> Array:

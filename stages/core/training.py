@@ -162,6 +162,7 @@ class Training:
             self.deformations = Deformations(
                 shared_array((self.groups, x.shape[1]), np.int16),
                 shared_array((self.groups, 4, x.shape[1])),
+                shared_array(self.groups),
             )
         # Of each image in an epoch's order, what its loss is made of: log(total) - shifted.
         self.shifted, self.totals = (shared_array(len(x), np.float64) for _ in range(2))
@@ -359,8 +360,8 @@ class Worker:
             stop = min(start + _CHUNK, run.groups)
             generator = np.random.default_rng([run.recipe.seed, number, start])
             drawn = draw(run.recipe.augmentation, stop - start, generator)
-            run.deformations.places[start:stop] = drawn.places
-            run.deformations.weights[start:stop] = drawn.weights
+            for shared, new in zip(run.deformations, drawn, strict=True):
+                shared[start:stop] = new
         self.crew.wait(self.rank)
 
     def _deform(self, pixels: Array, position: int) -> None:
