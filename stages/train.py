@@ -13,6 +13,7 @@ from stages.checkpoint import CHECKPOINT, load_checkpoint, origin_of, save_check
 from stages.core.augmentation import Augmentation
 from stages.core.crew import CrewError
 from stages.core.data import Set, joined
+from stages.core.exact import ExactnessError
 from stages.core.network import Layer
 from stages.core.training import DivergedError, Epoch, Recipe, State, Training
 from stages.errors import InputError, raise_lost_interrupt, run
@@ -75,7 +76,8 @@ def train(params: TrainParams, train: Set, validation: Set, checkpoint: Path) ->
             write now and then; the caller removes it, once the result is safe.
 
     Raises:
-        InputError: the training diverged, or one of its processes ended early.
+        InputError: the starting weights are too large, the training diverged, or one of its
+            processes ended early.
     """
     settings = params.model_dump()
     origin = origin_of(settings, [*train, *validation])
@@ -83,7 +85,13 @@ def train(params: TrainParams, train: Set, validation: Set, checkpoint: Path) ->
         train = joined(train, validation)
     augmentation = Augmentation(**settings.pop("augmentation"))
     recipe = Recipe(**settings, augmentation=augmentation)
-    training = Training(train, validation, recipe, workers=runtime.worker_count())
+    try:
+        training = Training(train, validation, recipe, workers=runtime.worker_count())
+    except ExactnessError as error:
+        raise InputError(
+            f"train.initialisation: {recipe.initialisation}: must be he or glorot with so many "
+            f"hidden units ({error})"
+        ) from None
     curves: list[Epoch] = []
     resume = None
     match load_checkpoint(origin, checkpoint):

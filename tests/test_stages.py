@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -225,6 +226,17 @@ def test_diverged_training_says_what_to_change(project: Path) -> None:
     line = complaint(stage("train", project, WORKERS="4"))
     assert "diverged in epoch" in line
     assert "learning rate" in line
+    assert files(project) == before
+
+
+def test_starting_weights_that_are_too_large_say_what_to_choose(project: Path) -> None:
+    set_parameters(project, {"train": {"initialisation": "uniform"}})
+    params = project / "params.yaml"
+    text = re.sub(r"(?<=hidden_sizes:\n).*\n", "    - 1536\n", params.read_text(encoding="utf-8"))
+    params.write_text(text, encoding="utf-8")
+    before = files(project)
+    line = complaint(stage("train", project))
+    assert "train.initialisation: uniform: must be he or glorot" in line
     assert files(project) == before
 
 

@@ -38,7 +38,7 @@ _PADDED = SIDE + 2
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How strong the deformations are; each strength is the end of a uniform range around 0.
+    """How strong the deformations are: all but the elastic, the end of a uniform range around 0.
 
     Attributes:
         rotation: degrees.

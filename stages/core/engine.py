@@ -29,7 +29,14 @@ import numpy as np
 from stages.core import Array
 from stages.core.crew import Crew, shared_array
 from stages.core.data import Look
-from stages.core.exact import PIXELS, Arithmetic, Exact, column_sums, round_to_grid
+from stages.core.exact import (
+    PIXELS,
+    Arithmetic,
+    Exact,
+    column_sums,
+    power_of_two_above,
+    round_to_grid,
+)
 from stages.core.network import (
     Exponentials,
     Layer,
@@ -435,13 +442,18 @@ class Share:
         self._round(block)
 
     def _scale_back(self, max_norm: float) -> None:
-        """Scale the weights that enter a unit so that their norm is at most `max_norm`."""
+        """Scale the weights that enter a unit so that their norm is at most `max_norm`.
+
+        A weight 16 times as large or more is first cut off there.
+        """
         half = self.steps % 2
+        # A weight is at most 2**20 steps of the grid, its square 2**40, and float64 adds up 2**13
+        # of them exactly.
+        largest = float(power_of_two_above(max_norm)) * 16.0
+        grid = largest * 2.0**-20
         for (W, _), sums in zip(self.parameters, self.layer_squares[half], strict=True):
-            # On a grid of 2**-16 a weight up to 16 is at most 2**20 steps, its square 2**40, and
-            # float64 adds up 2**13 of them exactly.
-            squares = np.minimum(round_to_grid(np.abs(W).astype(np.float64), 2.0**-16), 16.0) ** 2
-            sums[...] = column_sums(squares)
+            np.clip(W, -largest, largest, out=W)
+            sums[...] = column_sums(round_to_grid(W.astype(np.float64), grid) ** 2)
         self.crew.wait(self.rank)
         norms = np.sqrt(column_sums(self.board.square_sums[half]))
         factors = np.minimum(1.0, max_norm / np.maximum(norms, max_norm / 2.0))
@@ -493,6 +505,18 @@ class Share:
         self.crew.wait(self.rank)
         self._round_all()
         return False
+
+    def keep_bounds(self) -> None:
+        """Put the weights on coarser grids if the last step took them out of bounds.
+
+        The next step would; this is for scoring them before it.
+
+        Raises:
+            ExactnessError: the weights have outgrown every grid.
+        """
+        self.crew.wait(self.rank)
+        while not self._bounds_kept():
+            self.crew.wait(self.rank)
 
     def show(self, layers: Sequence[Layer], inputs: Array) -> None:
         """Write the own share of what is kept into `layers`, the whole network's.

@@ -51,9 +51,9 @@ left for the other factor is `limit` = 2**24 / steps.
 The errors dz are multiples of 2**-36 because both products that make them have such grids, and
 normalisation rounds to it. Their sum only has to say which power of two is above it, so a rounded
 sum in float32 will do unless it is so close to one that its rounding could decide. A batch has at
-most 512 samples; a larger one is summed in parts of 512, added one after the other, which is an
-order fixed by the recipe. Grids for weights are found from the weights and only ever coarsened
-while training; `Exact.weights_fit` checks the bound after every update. What cannot be met raises
+most 512 samples; a larger one is summed in parts, added one after the other, which is an order
+fixed by the recipe. Grids for weights are found from the weights and only ever coarsened while
+training; `Exact.weights_fit` checks the bound after every update. What cannot be met raises
 `ExactnessError`: exactness is never lost in silence.
 
 The same idea, sums made exact by splitting numbers along fixed grids, stands in Demmel and

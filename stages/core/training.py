@@ -300,20 +300,21 @@ class Worker:
         self.crew.wait(self.rank)
         for i, part in enumerate(parts):
             ahead = partial(self._prepare, parts, i + IMAGE_PLACES - 1)
-            self._learn(part, i, [recipe.seed, number, i, 0], ahead)
+            self._learn(part, i, [recipe.seed, number, i, 1], ahead)
             if part.batch:
                 progress = self.share.steps / steps
                 rate = scheduled(recipe.learning_rate, recipe.schedule, progress, recipe.warm_up)
                 self.share.update(part.batch, rate)
 
     def _parts(self, order: Array) -> list[Part]:
-        """Cut an epoch's order into batches and these into parts."""
+        """Cut an epoch's order into batches and these into parts of nearly the same size."""
         run, size = self.training, self.training.batch_size
         parts = []
         for start in range(0, len(order), size):
             end = min(start + size, len(order))
-            for first in range(start, end, LARGEST_PART):
-                last = min(first + LARGEST_PART, end)
+            count = -(-(end - start) // LARGEST_PART)
+            edges = [start + (end - start) * part // count for part in range(count + 1)]
+            for first, last in pairwise(edges):
                 images, looks = run.images.in_strips(order[first:last])
                 parts.append(
                     Part(
@@ -376,6 +377,7 @@ class Worker:
         """Return the weights that are scored and kept: the averaged ones, if any, on grids."""
         run, recipe = self.training, self.training.recipe
         layers = run.layers
+        self.share.keep_bounds()
         self.share.show(run.layers, run.images.pixels)
         self.crew.wait(self.rank)
         if recipe.batch_normalisation:
