@@ -61,8 +61,9 @@ class Augmentation:
 
     def __bool__(self) -> bool:
         """Say whether anything is deformed at all."""
-        shape = (self.rotation, self.scale, self.shear, self.shift, self.elastic)
-        return any((*shape, self.thickness))
+        return any(
+            (self.rotation, self.scale, self.shear, self.shift, self.elastic, self.thickness)
+        )
 
 
 NO_AUGMENTATION = Augmentation()
@@ -105,9 +106,7 @@ def draw(augmentation: Augmentation, groups: int, generator: np.random.Generator
         x += augmentation.elastic * _smooth_noise(augmentation.smoothness, groups, generator)
         y += augmentation.elastic * _smooth_noise(augmentation.smoothness, groups, generator)
 
-    thickness = np.zeros((groups, 1))
-    if augmentation.thickness:
-        thickness = uniform(augmentation.thickness, 1)
+    thickness = uniform(augmentation.thickness)
 
     # Beyond the border everything is as empty as the border itself.
     x = np.minimum(np.maximum(x, -1.0), SIDE - 2.0**-20)
@@ -125,7 +124,7 @@ def draw(augmentation: Augmentation, groups: int, generator: np.random.Generator
         axis=1,
     )
     places = ((top + 1.0) * _PADDED + left + 1.0).astype(np.intp)
-    return Deformations(places, weights.astype(np.float32), thickness[:, 0].astype(np.float32))
+    return Deformations(places, weights.astype(np.float32), thickness.astype(np.float32))
 
 
 def _smooth_noise(sigma: float, groups: int, generator: np.random.Generator) -> Array:

@@ -296,7 +296,7 @@ class Share:
         """Return the logits of all samples."""
         self._to_second_layer(strips, views, kept[0])
         self.crew.wait(self.rank, meanwhile)
-        while not self._bounds_kept():
+        if self.keep_bounds():
             self._to_second_layer(strips, views, kept[0])
             self.crew.wait(self.rank)
         for number, parts in enumerate(views.parts[:-1], start=1):
@@ -444,7 +444,7 @@ class Share:
     def _scale_back(self, max_norm: float) -> None:
         """Scale the weights that enter a unit so that their norm is at most `max_norm`.
 
-        A weight 16 times as large or more is first cut off there.
+        A weight beyond 16 times the power of two above `max_norm` is first cut off there.
         """
         half = self.steps % 2
         # A weight is at most 2**20 steps of the grid, its square 2**40, and float64 adds up 2**13
@@ -490,33 +490,25 @@ class Share:
         self.row_sums = self.board.row_sums[half, self.rank]
         self.row_sums.fill(0.0)
 
-    def _bounds_kept(self) -> bool:
-        """Say whether the weights keep their bounds; if not, put them on coarser grids.
+    def keep_bounds(self) -> bool:
+        """Put the weights on coarser grids until they keep their bounds; say whether it took any.
 
-        Every process sees the same sums and so decides the same.
-        """
-        if not isinstance(self.arithmetic, Exact):
-            return True
-        half = self.steps % 2
-        if self.arithmetic.weights_fit(column_sums(self.board.weight_sums[half])):
-            if any(self.needs_row_sums):
-                self.arithmetic.row_sums = self.board.row_sums[half].max(axis=0).tolist()
-            return True
-        self.crew.wait(self.rank)
-        self._round_all()
-        return False
-
-    def keep_bounds(self) -> None:
-        """Put the weights on coarser grids if the last step took them out of bounds.
-
-        The next step would; this is for scoring them before it.
+        Needs a wait since the last step: every process sees the same sums and so decides the same.
 
         Raises:
             ExactnessError: the weights have outgrown every grid.
         """
-        self.crew.wait(self.rank)
-        while not self._bounds_kept():
+        if not isinstance(self.arithmetic, Exact):
+            return False
+        half, coarser = self.steps % 2, False
+        while not self.arithmetic.weights_fit(column_sums(self.board.weight_sums[half])):
+            coarser = True
             self.crew.wait(self.rank)
+            self._round_all()
+            self.crew.wait(self.rank)
+        if any(self.needs_row_sums):
+            self.arithmetic.row_sums = self.board.row_sums[half].max(axis=0).tolist()
+        return coarser
 
     def show(self, layers: Sequence[Layer], inputs: Array) -> None:
         """Write the own share of what is kept into `layers`, the whole network's.

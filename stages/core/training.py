@@ -377,6 +377,7 @@ class Worker:
         """Return the weights that are scored and kept: the averaged ones, if any, on grids."""
         run, recipe = self.training, self.training.recipe
         layers = run.layers
+        self.crew.wait(self.rank)
         self.share.keep_bounds()
         self.share.show(run.layers, run.images.pixels)
         self.crew.wait(self.rank)
