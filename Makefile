@@ -48,11 +48,12 @@ lint: .venv/.ready
 	ruff format --check
 	mypy
 
-# Built anew only when a lock file changes.
+# Built anew only when a lock file changes. A lock file names everything, so pip need not look for
+# dependencies: it fails on `name[extra]` as soon as the package index has a newer `name`.
 .venv/.ready: requirements.lock requirements-dev.lock
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
-		-r requirements.lock -r requirements-dev.lock
+		--no-deps -r requirements.lock -r requirements-dev.lock
 	touch $@
 
 # For Linux, pip's configuration must lead to PyTorch's CPU build: the default index has only builds
