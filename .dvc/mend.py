@@ -1,11 +1,11 @@
-"""Mend what DVC itself does not: part of `make repro`.
+"""Mend what DVC itself does not: part of `make repro`, `make recipe` and `make study`.
 
 DVC writes dvc.lock and .dvc/tmp/rwlock in place, not whole at once. Killed in between, it leaves a
 file that it refuses to read ever after, although it can do without either: it writes dvc.lock
 anew, and takes results it already has from its cache.
 
 It also believes that a file in its cache is what it once was. One that has changed, by a flipped
-bit, would be restored and used; without it, DVC makes it again.
+bit, would be restored and used; without it, DVC makes it again, or pulls it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def mend() -> None:
     except (ParseError, YAMLValidationError):
         _remove(LOCK, "half-written")
     for path in CACHE.glob("??/*"):
-        if path.is_file() and path.parent.name + path.name != _md5(path):
+        # The list of a folder's files has a suffix that is no part of its hash.
+        expected = path.parent.name + path.name.removesuffix(".dir")
+        if path.is_file() and _md5(path) != expected:
             _remove(path, "changed since it was written")
 
 
@@ -60,7 +62,7 @@ def _md5(path: Path) -> str:
 
 def _remove(path: Path, reason: str) -> None:
     path.unlink()
-    print(f"{path}: {reason}: removed, DVC makes it anew")
+    print(f"{path}: {reason}: removed, DVC gets it anew")
 
 
 if __name__ == "__main__":

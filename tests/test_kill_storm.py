@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -58,7 +59,7 @@ def test_yaml_or_json_of_dvcs_own_cut_in_half_is_mended(project: Path) -> None:
     assert mend(project) == ""
     for half in (b"", whole[: whole.rindex(b"- path") + 4], whole[:-1] + b": "):
         lock.write_bytes(half)
-        assert mend(project) == "dvc.lock: half-written: removed, DVC makes it anew\n"
+        assert mend(project) == "dvc.lock: half-written: removed, DVC gets it anew\n"
         assert not lock.exists()
     lock.write_bytes(whole)
     assert mend(project) == ""
@@ -67,6 +68,22 @@ def test_yaml_or_json_of_dvcs_own_cut_in_half_is_mended(project: Path) -> None:
         assert "rwlock: half-written" in mend(project)
         assert not rwlock.exists()
     assert mend(project) == ""
+
+
+def test_a_folder_in_the_cache_is_left_alone(storm: Storm, tmp_path: Path) -> None:
+    project = shutil.copytree(storm.undisturbed, tmp_path / "project")
+    folder = project / "folder"
+    folder.mkdir()
+    (folder / "file").write_text("content")
+    subprocess.run(
+        ["dvc", "add", "--quiet", folder], cwd=project, env=isolated(project), check=True
+    )
+    (cached,) = (project / ".dvc/cache/files/md5").glob("??/*.dir")
+    assert mend(project) == ""
+    cached.chmod(0o644)
+    cached.write_bytes(cached.read_bytes() + b" ")
+    assert "changed since it was written" in mend(project)
+    assert not cached.exists()
 
 
 def test_a_bit_flipped_in_the_cache_is_mended(storm: Storm, project: Path) -> None:
@@ -81,7 +98,7 @@ def test_a_bit_flipped_in_the_cache_is_mended(storm: Storm, project: Path) -> No
     # DVC alone would restore these bytes, and say that all is up to date.
     path.unlink()
     assert mend(project) == (
-        f"{cached.relative_to(project)}: changed since it was written: removed, DVC makes it anew\n"
+        f"{cached.relative_to(project)}: changed since it was written: removed, DVC gets it anew\n"
     )
     storm.tally = Tally()
     storm._recover(project, "flipped")
