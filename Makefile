@@ -39,7 +39,7 @@ test: .venv/.ready
 verify: .venv/.ready
 	python tests/verify.py $(VERIFY)
 
-# Against other libraries, about a quarter of an hour; BENCH="--quick" takes a few minutes.
+# Against other libraries, about eight minutes; BENCH="--quick" takes one or two.
 bench: .bench-venv/.ready
 	.bench-venv/bin/python -m benchmark.run $(BENCH)
 
@@ -64,7 +64,7 @@ lint: .venv/.ready
 		--no-deps -r requirements.lock -r requirements-bench.lock
 	touch $@
 
-# The hash of PyTorch's CPU build for Linux, which the default index does not have.
+# The hash of PyTorch's CPU build for Python 3.11 on x86-64 Linux, which the default index lacks.
 TORCH_CPU = sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b
 
 # Pin the newest versions of everything, for every platform at once. Needs uv.
