@@ -33,9 +33,11 @@ def origin_of(settings: Mapping[str, Any], arrays: Sequence[Array]) -> Origin:
         data.update(f"{array.dtype} {array.shape}".encode())
         data.update(np.ascontiguousarray(array).data)  # no copy of what may be a mapped file
     code = hashlib.sha256()
-    ours = [m.__file__ for name, m in sorted(sys.modules.items()) if name.startswith("stages")]
-    for path in filter(None, ours):
-        code.update(Path(path).read_bytes())
+    for name, module in sorted(sys.modules.items()):
+        path = getattr(module, "__file__", None)
+        # What is run as a script, such as the stage itself, is known as __main__ alone.
+        if path and (name.startswith("stages") or name == "__main__"):
+            code.update(Path(path).read_bytes())
     return {
         "parameters": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
         "data": data.hexdigest(),

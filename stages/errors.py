@@ -17,7 +17,7 @@ if sys.platform != "win32":
 
 LOCKS = Path(".dvc/tmp")  # which Git and DVC ignore
 PATIENCE = 3.0  # seconds
-INTERRUPTED = "interrupted: outputs already on disk are unchanged"
+INTERRUPTED = "interrupted: every file on disk is whole, the old one or the new one"
 
 
 class InputError(Exception):
@@ -30,8 +30,9 @@ class InputError(Exception):
 def run(main: Callable[[], None]) -> None:
     """Run a stage's `main` and exit with 0, or with 1 and one line for a bad input.
 
-    A full disk or a missing permission is the user's to mend as well, so an `OSError`
-    is reported in the same way. Ctrl-C exits with 130, as shells expect.
+    A full disk, a missing permission or too little memory is the user's to mend as well, so an
+    `OSError` or a `MemoryError` is reported in the same way. Ctrl-C exits with 130, as shells
+    expect.
     """
     signal.signal(signal.SIGINT, _interrupt)
     try:
@@ -41,6 +42,8 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(_one_line(f"error: {error}"))
     except OSError as error:
         sys.exit(_one_line(f"error: {error.filename or 'system'}: {error.strerror or error}"))
+    except MemoryError as error:
+        sys.exit(_one_line(f"error: system: not enough memory: {error or 'none is left'}"))
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr)
         sys.exit(130)
@@ -109,7 +112,7 @@ def alone(stage: str) -> Iterator[None]:
                     file.seek(0)
                     raise InputError(
                         f"{stage}: already at work in this folder, as process {file.read()}; "
-                        "let it end or stop it, then run 'dvc repro' again"
+                        "let it end or stop it, then try again"
                     ) from None
                 time.sleep(0.05)
         file.truncate(0)

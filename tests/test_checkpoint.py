@@ -113,6 +113,15 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(project: Path) -> N
     assert outputs(project) == resumed
 
 
+@pytest.mark.parametrize("module", ["stages/train.py", "stages/core/network.py"])
+def test_a_checkpoint_of_other_code_is_ignored(project: Path, module: str) -> None:
+    kill_half_way(project)
+    with (project / module).open("a") as file:
+        file.write("# changed\n")
+    said = stage("train", project).stdout.splitlines()[0]
+    assert said == f"{CHECKPOINT}: ignored: of other code"
+
+
 def test_a_checkpoint_of_another_training_is_ignored_with_the_reason(project: Path) -> None:
     kill_half_way(project)
     kept = (project / CHECKPOINT).read_bytes()

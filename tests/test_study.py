@@ -48,8 +48,10 @@ def run(project: Path, *arguments: str) -> Outcome:
     """Run a study in this process, which has imported all that it needs."""
     seeds, output, error = [], io.StringIO(), None
 
-    def counted(params: TrainParams, train_set: Set, validation: Set, checkpoint: Path) -> Trained:
-        trained = train(params, train_set, validation, checkpoint)
+    def counted(
+        params: TrainParams, train_set: Set, validation: Set, checkpoint: Path, section: str
+    ) -> Trained:
+        trained = train(params, train_set, validation, checkpoint, section)
         seeds.append(params.seed)
         return trained
 
@@ -171,7 +173,9 @@ def test_a_seed_that_diverges_leaves_the_others(project: Path) -> None:
     (project / "recipes.yaml").write_text(json.dumps(RECIPES | {"hopeless": hopeless}))
     outcome = run(project, "hopeless", "2")
     assert outcome.error is not None
-    assert outcome.error.startswith("training diverged in epoch ")
+    assert outcome.error.startswith(
+        "recipes.yaml: hopeless: train.learning_rate: 100: must be smaller: training diverged"
+    )
     assert studies(project) == before
 
 
@@ -232,6 +236,16 @@ def test_an_interrupted_seed_goes_on(project: Path, monkeypatch: pytest.MonkeyPa
         (("no", "1"), None, "recipes.yaml: 'no': no such recipe: must be one of quick, other"),
         (("quick", "1"), "{", "reports/studies.json: damaged: Invalid JSON"),
         (("quick", "1"), '{"quick": {}}', "reports/studies.json: damaged: quick.parameters: "),
+        (
+            ("quick", "1"),
+            '{"quick": {"parameters": {"train": {"hidden_sizes": 8}}, "results": []}}',
+            "reports/studies.json: damaged: quick.parameters: Value error, must hold train.hidden",
+        ),
+        (
+            ("no", "1"),
+            '{"quick": {"parameters": {"train": {"hidden_sizes": [8]}}, "results": []}}',
+            "reports/studies.json: damaged: quick.results: ",
+        ),
     ],
 )
 def test_bad_input_is_one_clear_line(

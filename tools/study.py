@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median, stdev
-from typing import Any
+from typing import Annotated, Any
 
 from stages import runtime  # noqa: F401  (before NumPy)
 
@@ -22,7 +22,7 @@ from stages import runtime  # noqa: F401  (before NumPy)
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from stages import png
 from stages.core.data import CLASSES, Set
@@ -32,8 +32,9 @@ from stages.evaluate import load_test_set
 from stages.files import replacing, save_json
 from stages.params import Params
 from stages.pictures import SIDE, render
-from stages.train import load_sets, train
-from tools.recipe import load_recipe
+from stages.sets import load_processed
+from stages.train import train
+from tools.recipe import RECIPES, load_recipe
 
 STUDIES = Path("reports/studies.json")
 PICTURE = Path("reports/studies.png")
@@ -58,13 +59,21 @@ class Result(BaseModel):
     seconds: float | None
 
 
+def _checked(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Check what is read of the parameters; the rest is only compared."""
+    match parameters:
+        case {"train": {"hidden_sizes": [*sizes]}} if all(type(size) is int for size in sizes):
+            return parameters
+    raise ValueError("must hold train.hidden_sizes, a list of whole numbers")
+
+
 class Study(BaseModel):
     """A recipe's parameters, all but the seed, and its results by ascending seed."""
 
     model_config = ConfigDict(extra="forbid")
 
-    parameters: dict[str, Any]
-    results: list[Result]
+    parameters: Annotated[dict[str, Any], AfterValidator(_checked)]
+    results: Annotated[list[Result], Field(min_length=1)]
 
 
 Studies = dict[str, Study]
@@ -112,35 +121,35 @@ def study(name: str, params: Params, seeds: int, studies: Studies) -> None:
     parameters = params.model_dump(
         include={"preprocess": True, "train": True}, exclude={"train": {"seed"}}
     )
-    known = studies.get(name)
-    if known is None or known.parameters != parameters:
-        if known is not None:
-            print(f"{name}: new parameters: its {len(known.results)} old results will go")
-        known = Study(parameters=parameters, results=[])
-    done = {result.seed for result in known.results}
+    known, results = studies.get(name), []
+    if known and known.parameters == parameters:
+        results = known.results
+    elif known:
+        print(f"{name}: new parameters: its {len(known.results)} old results will go")
+    done = {result.seed for result in results}
     missing = [seed for seed in range(1, seeds + 1) if seed not in done]
     if not missing:
         return
-    sets, test_set = load_sets(), load_test_set()
+    sets, test_set = (load_processed("train"), load_processed("validation")), load_test_set()
     for seed in missing:
         print(f"{name}: seed {seed} of {seeds}", flush=True)
-        known.results.append(trained_and_scored(params, seed, *sets, test_set))
-        studies[name] = known
+        results = [*results, trained_and_scored(name, params, seed, *sets, test_set)]
+        studies[name] = Study(parameters=parameters, results=results)
         save_json(STUDIES, {name: entry.model_dump() for name, entry in studies.items()})
         CHECKPOINT.unlink(missing_ok=True)
 
 
 def trained_and_scored(
-    params: Params, seed: int, training_set: Set, validation_set: Set, test_set: Set
+    name: str, params: Params, seed: int, training_set: Set, validation_set: Set, test_set: Set
 ) -> Result:
-    """Train with a seed and score the network that is kept.
+    """Train a recipe with a seed and score the network that is kept.
 
     Raises:
         InputError: the training diverged.
     """
     start = time.perf_counter()
     seeded = params.train.model_copy(update={"seed": seed})
-    trained = train(seeded, training_set, validation_set, CHECKPOINT)
+    trained = train(seeded, training_set, validation_set, CHECKPOINT, f"{RECIPES}: {name}: train")
     seconds = time.perf_counter() - start
     parameters, arithmetic = on_grids(trained.parameters)
     validation, test = (score(parameters, *labelled, arithmetic)

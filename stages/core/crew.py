@@ -2,7 +2,7 @@
 
 Threads of one Python process hand the interpreter's lock back and forth, which costs more than
 a small network's matrix products. Forked processes have an interpreter each; they meet at a
-barrier that costs about a microsecond, twice a step.
+barrier that costs about a microsecond, with one hidden layer once a step.
 """
 
 from __future__ import annotations

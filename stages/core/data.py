@@ -23,19 +23,21 @@ class DataError(ValueError):
     """Arrays that are not what a set of labelled digit images must be."""
 
 
-def check(images: Array, labels: Array) -> None:
+def check(images: Array, labels: Array, image: tuple[int, ...]) -> None:
     """Check a labelled set of images.
 
     Args:
-        images: must be (samples, height, width) uint8.
+        images: must be (samples, *image) uint8.
         labels: must be (samples,) uint8 from 0 to 9, with every class present.
+        image: the shape of one image.
 
     Raises:
         DataError: names what is wrong.
     """
-    if images.ndim != 3 or images.dtype != np.uint8:
+    if images.shape[1:] != image or images.dtype != np.uint8:
         raise DataError(
-            f"images are {images.dtype} of shape {images.shape}; must be uint8 of shape (n, 28, 28)"
+            f"images are {images.dtype} of shape {images.shape}; "
+            f"must be uint8 of shape (n, {', '.join(map(str, image))})"
         )
     if labels.shape != images.shape[:1] or labels.dtype != np.uint8:
         raise DataError(

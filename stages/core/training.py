@@ -1,7 +1,7 @@
 """The training: mini-batch gradient descent, epoch by epoch.
 
 A crew of processes trains one network. Each owns some of its units (see `stages.core.engine`), and
-each prepares some of the next batch's images while this batch is learnt. Nothing is ever added up
+each prepares some images of a batch to come while this batch is learnt. Nothing is ever added up
 across processes in an order that could vary: the sums are exact, so the number of processes does
 not change a bit of the result.
 """
@@ -268,10 +268,7 @@ class Worker:
                 parameters, arithmetic = self._parameters_to_score()
                 epoch = self._report(number, parameters, arithmetic)
             except ExactnessError as error:
-                raise DivergedError(
-                    f"training diverged in epoch {number} ({error}); the learning rate was "
-                    f"{recipe.learning_rate:g}: try a smaller one"
-                ) from error
+                raise DivergedError(f"training diverged in epoch {number} ({error})") from error
             if self.rank == 0:
                 if recipe.keep == "last" or epoch.validation_accuracy > best:
                     best = epoch.validation_accuracy
