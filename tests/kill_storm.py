@@ -107,7 +107,7 @@ class Storm:
         self.tally.kills[stage, kind] += 1
         name = f"{sum(self.tally.kills.values())}: {kind} in {stage}"
         for path, content in self._outputs(project).items():
-            if content not in (OLD, self.outputs[path], None):
+            if content not in (OLD, self.outputs[path]):
                 self.tally.torn.append(f"{name}: {path}")
         self._recover(project, name)
         self._compare(project, name)
