@@ -188,7 +188,24 @@ def test_two_hashes_are_no_success(
 
     monkeypatch.setattr(variations, "train", train)
     assert variations.table(project, [UNCHANGED], cache=project)
-    assert not variations.table(project, [UNCHANGED, Variation("planted")], cache=project)
+    assert variations.table(project, [UNCHANGED, Variation("planted")], cache=project) is False
+
+
+def test_variations_that_cannot_run_show_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], project: Path
+) -> None:
+    nowhere = Variation("nowhere", not_here="needs what nobody has")
+    assert variations.table(project, [nowhere], cache=project) is None
+    monkeypatch.setattr("sys.argv", ["variations.py", "--fast", "emulated aarch64"])
+    assert variations.main() == 1
+    assert capsys.readouterr().out.endswith("one hash: NO\n")
+
+
+def test_a_copied_folder_has_its_empty_folders(tmp_path: Path) -> None:
+    # Git knows no repository without .git/refs, which is empty in a clone of a detached commit.
+    (tmp_path / "project/.git/refs").mkdir(parents=True)
+    variations.copy_tree(tmp_path / "project", tmp_path / "copy")
+    assert (tmp_path / "copy/.git/refs").is_dir()
 
 
 def test_a_variation_reaches_the_process(tmp_path: Path) -> None:
