@@ -83,7 +83,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Plan:
-    """The learning rate: constant for ever, or falling along half a cosine over some epochs."""
+    """The learning rate: constant for ever, or falling along half a cosine over some epochs.
+
+    The peers' falls from epoch to epoch, which all of them can do; ours, as the pipeline trains,
+    from step to step.
+    """
 
     learning_rate: float = 0.1
     epochs: int | None = None

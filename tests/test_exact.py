@@ -39,6 +39,7 @@ from stages.core.network import (
     one_hot,
     softmax,
 )
+from stages.core.normalisation import moments_of, normalise
 
 BITS = {np.float32: 24, np.float64: 53}
 
@@ -577,6 +578,18 @@ def test_losses_at_their_bound_are_not_refused() -> None:
     arithmetic = Exact([np.zeros((2, 2), np.float32)] * 2)
     losses = np.full(2**4, LOSS_SUM_BOUND / 2**4)
     assert arithmetic.loss_sum(losses) == LOSS_SUM_BOUND
+
+
+def test_normalised_values_keep_their_bound_where_the_variance_is_rounded_away() -> None:
+    # One sample of 512 is 7 steps off, which the variance's grid of 16 steps does not see.
+    arithmetic = Exact([np.full((784, 1), 1e5, np.float32), np.zeros((1, 10), np.float32)])
+    z = np.zeros((512, 1), np.float32)
+    z[0] = 7.0 * PIXELS.grid * arithmetic.grids[0]
+    moments = moments_of(0, z, arithmetic)
+    normalised = normalise(z, moments).astype(np.float64)
+    assert moments.variance == 0.0
+    assert normalised.max() > 2.0**14
+    assert arithmetic.round_normalised(normalised).max() == 2.0**5
 
 
 # ---- the other arithmetic

@@ -668,10 +668,10 @@ def within(seconds: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=forks)])
-def test_diverging_training_says_when_and_at_what_rate(workers: int) -> None:
+def test_diverging_training_says_when_and_why(workers: int) -> None:
     before = children()
     recipe = Recipe([16], learning_rate=100.0, epochs=50)
-    with within(60), pytest.raises(DivergedError, match=r"in epoch \d+ .* rate was 100\b") as error:
+    with within(60), pytest.raises(DivergedError, match=r"in epoch \d+ \(.* add up to ") as error:
         train(recipe, workers=workers)
     assert "\n" not in str(error.value)
     assert children() == before

@@ -60,7 +60,7 @@ _MOMENTS_SHARE = 0.99
 
 
 class Board:
-    """What the processes show one another, everything twice.
+    """What the processes show one another, nearly everything twice.
 
     While one half is read, the other may already be written: a process that writes a half again
     has passed a barrier that the others reach only after they have read it.
@@ -77,7 +77,8 @@ class Board:
         weight_sums: (2, processes, units) sums of absolute weights that enter each unit.
         square_sums: the same of squared weights.
         row_sums: (2, processes, layers) the largest sum over a row of absolute weights.
-        moments: for each hidden layer, (2, units) averages of mean and variance.
+        moments: for each hidden layer, (2, units) averages of mean and variance; once, since each
+            process changes its own and all read them only between two epochs.
     """
 
     def __init__(self, sizes: Sequence[int], samples: int, crew: int, arithmetic: Arithmetic):

@@ -30,7 +30,7 @@ left for the other factor is `limit` = 2**24 / steps.
 | errors dz, output layer  | 2**-20                  | at most 1, their sum for a sample 2     |
 | e**z in the softmax      | 2**-48                  | at most 1, at most 2**5 classes         |
 | z, for its variance      | 16 steps of x @ W       | 2**20 steps                             |
-| z normalised             | 2**-10                  | below 2**5: 2**15 steps                 |
+| z normalised             | 2**-10                  | cut off at 2**5: 2**15 steps            |
 | losses                   | 2**-20                  | checked: their sum at most 2**33        |
 
 | sum                      | format  | exact because                                           |
@@ -108,6 +108,7 @@ OUTPUT_WEIGHT_BOUND = 2.0**8
 OUTPUT_ERROR_GRID = 2.0**-20
 ERROR_GRID = 2.0**-36
 NORMALISED_GRID = 2.0**-10
+NORMALISED_BOUND = 2.0**5
 EXP_GRID = 2.0**-48
 LOSS_GRID = 2.0**-20
 LOSS_SUM_BOUND = 2.0**33
@@ -315,7 +316,8 @@ class Exact:
         return round_to_grid(z, 16.0 * self.signals[layer].grid * self.grids[layer], out=z)
 
     def round_normalised(self, z: Array) -> Array:
-        """Bring normalised values, as float64, onto their grid."""
+        """Bring normalised values, as float64, onto their grid, cut off at its end, in place."""
+        np.clip(z, -NORMALISED_BOUND, NORMALISED_BOUND, out=z)
         return round_to_grid(z, NORMALISED_GRID, out=z)
 
     def round_errors(self, dz: Array) -> Array:

@@ -12,8 +12,8 @@ moments, `folded` turns z^ into ordinary weights and biases.
 Exact sums. z is a whole number of steps, at most 2**24, as `stages.core.exact` proves of x @ W, and
 a batch's part has at most 2**9 samples: in float64 their sum has 33 bits. For the squares z is
 rounded to 16 steps, so that they have 40 bits and their sum 49. Errors dy, rounded by unit, add up
-to at most 2**16 steps, and z^ is below sqrt(2**9) < 2**5: rounded to 2**-10 it makes 31 bits of
-their products' sum. All else is elementwise.
+to at most 2**16 steps, and z^ is below sqrt(2**9) < 2**5 but for that rounding, so for this sum it
+is cut off at 2**5: rounded to 2**-10 it makes 31 bits of it. All else is elementwise.
 """
 
 from __future__ import annotations
