@@ -22,7 +22,7 @@ from small_project import ROOT, images_and_labels
 from test_files import TouchOnUnpickling
 from test_params import ANY_VALUE, leaves
 
-from stages import errors, evaluate, preprocess
+from stages import errors, evaluate, preprocess, sets
 from stages.files import save_array
 
 PARAMS = (ROOT / "params.yaml").read_bytes()
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.chdir(folder)
     for part, shape in (("train", (-1, 784)), ("validation", (-1, 784)), ("test", (-1, 28, 28))):
         images, labels = images_and_labels(20, seed=1)
-        home = evaluate.RAW if part == "test" else evaluate.PROCESSED
+        home = sets.RAW if part == "test" else sets.PROCESSED
         save_array(home / f"x_{part}.npy", images.reshape(shape))
         save_array(home / f"y_{part}.npy", labels)
     for path in (Path("data/scored.npz"), Path("reports/metrics.json")):
