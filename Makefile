@@ -39,7 +39,7 @@ test: .venv/.ready
 verify: .venv/.ready
 	python tests/verify.py $(VERIFY)
 
-# Against other libraries, about eight minutes; BENCH="--quick" takes one or two.
+# Against other libraries, about eight minutes; BENCH="--quick" takes a few.
 bench: .bench-venv/.ready
 	.bench-venv/bin/python -m benchmark.run $(BENCH)
 
