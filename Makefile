@@ -6,19 +6,19 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .PHONY: repro recipe study experiments report test verify bench lint lock
 
 repro: .venv/.ready
-	python .dvc/mend.py
+	python -m tools.repair_dvc
 	dvc repro
 
 # RECIPE is a name in recipes.yaml. A run becomes the DVC experiment of that name.
 RECIPE = default
 recipe: .venv/.ready
-	python .dvc/mend.py
+	python -m tools.repair_dvc
 	python -m tools.recipe -- "$(RECIPE)"
 
 # Trains the recipe with seeds 1 to SEEDS and scores each network on the test set, once.
 SEEDS = 5
 study: .venv/.ready
-	python .dvc/mend.py
+	python -m tools.repair_dvc
 	dvc repro --quiet preprocess
 	python -m tools.study -- "$(RECIPE)" "$(SEEDS)"
 
@@ -35,9 +35,9 @@ report: .venv/.ready
 test: .venv/.ready
 	pytest --cov --cov-report=term:skip-covered
 
-# VERIFY="--quick --vary all" runs it under variations; see tests/verify.py.
+# VERIFY="--quick --vary all" runs it under variations; see tests/checks/verify.py.
 verify: .venv/.ready
-	python tests/verify.py $(VERIFY)
+	python -m tests.checks.verify $(VERIFY)
 
 # Against other libraries, about eight minutes; BENCH="--quick" takes a few.
 bench: .bench-venv/.ready

@@ -13,7 +13,7 @@ so that each runs in a process of its own and a missing one does no harm.
 
 from __future__ import annotations
 
-from stages import runtime
+from stages.pipeline import threads
 
 # isort: split
 import itertools
@@ -113,7 +113,7 @@ def he_uniform(sizes: Sequence[int], seed: int) -> Layers:
 
 def ours(task: Task, data: Data, *, exact: bool) -> Train:
     """Train with this project's engine, as the `train` stage does."""
-    from stages.core.training import Recipe, Training
+    from stages.engine.training import Recipe, Training
 
     def train(seed: int, plan: Plan, after_epoch: AfterEpoch) -> None:
         recipe = Recipe(
@@ -130,7 +130,7 @@ def ours(task: Task, data: Data, *, exact: bool) -> Train:
             (data.x, data.y),
             (data.x_test[few], data.y_test[few]),
             recipe,
-            workers=task.workers or runtime.worker_count(),
+            workers=task.workers or threads.worker_count(),
             exact=exact,
         )
         training.run(lambda epoch: after_epoch(len(data.x), lambda: training.layers))
@@ -420,7 +420,7 @@ def products(task: Task, data: Data) -> Train:
 
     A "sample" is one addition or multiplication.
     """
-    from stages.core.crew import Crew
+    from stages.engine.crew import Crew
 
     processes = cores() if FORKS else 1
 
@@ -481,7 +481,7 @@ class Contender:
 
     def variables(self) -> dict[str, str]:
         """Return the environment variables of this contender's process."""
-        # From this one `stages.runtime` sets those of all BLAS and OpenMP libraries.
+        # From this one `stages.pipeline.threads` sets those of all BLAS and OpenMP libraries.
         return {"BLAS_THREADS": str(self.threads or cores())} | self.environment
 
 

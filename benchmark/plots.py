@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from stages.files import replacing
+from stages.pipeline.files import replacing
 
 Report = dict[str, Any]
 

@@ -34,9 +34,9 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from stages import errors
-from stages.files import load_array, save_json
-from stages.runtime import worker_count
+from stages.pipeline import command
+from stages.pipeline.files import load_array, save_json
+from stages.pipeline.threads import worker_count
 
 DATA = Path("data/raw")
 OURS = "ours_exact"
@@ -186,7 +186,7 @@ class Rounds(Generic[Key]):
         except Unavailable as error:
             contender = self.entries[key].contender
             if not CONTENDERS[contender].is_peer:
-                raise errors.InputError(f"{contender}: {error}") from None
+                raise command.InputError(f"{contender}: {error}") from None
             self.skipped[key] = str(error)
             self.workers.pop(key).close()
 
@@ -494,4 +494,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    command.run(main)

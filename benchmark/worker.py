@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.files import load_array
+from stages.pipeline.files import load_array
 
 ROOT = Path(__file__).parents[1]
 _MODULES = {"scikit-learn": "sklearn"}

@@ -4,5 +4,5 @@ Whatever is imported from here, Ctrl-C is answered in one line from now on, and 
 is set before NumPy can be imported.
 """
 
-from stages import errors as errors
-from stages import runtime as runtime
+from stages.pipeline import command as command
+from stages.pipeline import threads as threads

@@ -13,11 +13,11 @@ from stages.core.data import CLASSES, Set, flatten
 from stages.core.exact import ExactnessError
 from stages.core.metrics import class_metrics, confusion_matrix
 from stages.core.network import logits_of, on_grids, predict, score, softmax
-from stages.errors import InputError, run
-from stages.files import save_arrays, save_csv, save_json
-from stages.models import load_model
-from stages.params import load_params
-from stages.sets import load_processed, load_raw
+from stages.pipeline.command import InputError, run
+from stages.pipeline.datasets import load_processed, load_raw
+from stages.pipeline.files import save_arrays, save_csv, save_json
+from stages.pipeline.model_file import load_model
+from stages.pipeline.params import load_params
 
 MODEL = Path("models/model.npz")
 REPORTS = Path("reports")

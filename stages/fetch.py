@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stages.errors import run
-from stages.files import save_array
-from stages.params import load_params
-from stages.sources import Arrays, fetch_mnist
+from stages.pipeline.command import run
+from stages.pipeline.files import save_array
+from stages.pipeline.params import load_params
+from stages.pipeline.sources import Arrays, fetch_mnist
 
 RAW = Path("data/raw")
 

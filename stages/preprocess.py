@@ -9,10 +9,10 @@ converted and scaled in 62 us instead of 95, since a pixel is fetched as a byte.
 from __future__ import annotations
 
 from stages.core.data import DataError, flatten, stratified_split
-from stages.errors import InputError, run
-from stages.files import save_array
-from stages.params import load_params
-from stages.sets import PROCESSED, RAW, load_raw
+from stages.pipeline.command import InputError, run
+from stages.pipeline.datasets import PROCESSED, RAW, load_raw
+from stages.pipeline.files import save_array
+from stages.pipeline.params import load_params
 
 
 def main() -> None:

@@ -8,19 +8,19 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from stages import runtime
-from stages.checkpoint import CHECKPOINT, load_checkpoint, origin_of, save_checkpoint
 from stages.core.augmentation import Augmentation
-from stages.core.crew import CrewError
 from stages.core.data import Set, joined
 from stages.core.exact import ExactnessError
 from stages.core.network import Layer
-from stages.core.training import DivergedError, Epoch, Recipe, State, Training
-from stages.errors import InputError, raise_lost_interrupt, run
-from stages.files import save_csv
-from stages.models import save_model
-from stages.params import PARAMS, TrainParams, load_params
-from stages.sets import load_processed
+from stages.engine.crew import CrewError
+from stages.engine.training import DivergedError, Epoch, Recipe, State, Training
+from stages.pipeline import threads
+from stages.pipeline.checkpoint import CHECKPOINT, load_checkpoint, origin_of, save_checkpoint
+from stages.pipeline.command import InputError, raise_lost_interrupt, run
+from stages.pipeline.datasets import load_processed
+from stages.pipeline.files import save_csv
+from stages.pipeline.model_file import save_model
+from stages.pipeline.params import PARAMS, TrainParams, load_params
 
 
 class Trained(NamedTuple):
@@ -77,7 +77,7 @@ def train(
     augmentation = Augmentation(**settings.pop("augmentation"))
     recipe = Recipe(**settings, augmentation=augmentation)
     try:
-        training = Training(train, validation, recipe, workers=runtime.worker_count())
+        training = Training(train, validation, recipe, workers=threads.worker_count())
     except ExactnessError as error:
         raise InputError(
             f"{section}.initialisation: {recipe.initialisation}: must be he or glorot with so "
@@ -94,7 +94,7 @@ def train(
     saved = time.monotonic()
 
     def save_due() -> bool:
-        return time.monotonic() - saved >= runtime.checkpoint_seconds()
+        return time.monotonic() - saved >= threads.checkpoint_seconds()
 
     def on_state(state: State) -> None:
         nonlocal saved

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from stages import pictures, png
 from stages.core.augmentation import Augmentation, augmented
-from stages.errors import InputError, run
-from stages.files import Array, load_arrays, load_csv, replacing
-from stages.params import load_params
-from stages.sets import load_raw
+from stages.pipeline.command import InputError, run
+from stages.pipeline.datasets import load_raw
+from stages.pipeline.files import Array, load_arrays, load_csv, replacing
+from stages.pipeline.params import load_params
+from stages.plots import figures, png
 
 SCORED = Path("data/scored.npz")
 MODEL = Path("models/model.npz")
@@ -38,26 +38,26 @@ def main() -> None:
     for name, figure in (
         (
             "prediction_grid",
-            pictures.prediction_grid(
+            figures.prediction_grid(
                 images, labels, predictions, params.visualize.rows, params.visualize.columns
             ),
         ),
         (
             "confident_mistakes",
-            pictures.confident_mistakes(images, labels, probabilities, params.visualize.mistakes),
+            figures.confident_mistakes(images, labels, probabilities, params.visualize.mistakes),
         ),
         (
             "learning_curves",
-            pictures.learning_curves(train_loss, validation_loss, validation_accuracy),
+            figures.learning_curves(train_loss, validation_loss, validation_accuracy),
         ),
-        ("confusion_matrix", pictures.confusion_matrix(labels, predictions)),
-        ("first_layer_weights", pictures.first_layer_weights(W1)),
-        ("augmented_samples", pictures.augmented_samples(originals, deformed)),
-        ("sample_image", pictures.sample_image(training_images[0], training_labels[0])),
+        ("confusion_matrix", figures.confusion_matrix(labels, predictions)),
+        ("first_layer_weights", figures.first_layer_weights(W1)),
+        ("augmented_samples", figures.augmented_samples(originals, deformed)),
+        ("sample_image", figures.sample_image(training_images[0], training_labels[0])),
     ):
         path = REPORTS / f"{name}.png"
         with replacing(path) as file:
-            file.write(png.encode(pictures.render(figure)))
+            file.write(png.encode(figures.render(figure)))
         print(path)
 
 

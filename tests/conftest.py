@@ -9,13 +9,13 @@ from types import ModuleType
 import hypothesis
 import pytest
 
-from stages import runtime  # noqa: F401  (before NumPy)
+from stages.pipeline import threads  # noqa: F401  (before NumPy)
 
 # isort: split
 import numpy as np
 
 from stages.core import Array
-from stages.sources import MNIST, fetch_mnist, verify
+from stages.pipeline.sources import MNIST, fetch_mnist, verify
 
 # The same examples in every run: a test that passed does not fail elsewhere by chance.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=60)

@@ -12,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from small_project import copy_project, environment, set_parameters
 from test_stages import stage
 from test_training import TRAIN, VALIDATION, digest, digits
 
-from stages.checkpoint import CHECKPOINT
 from stages.core.augmentation import Augmentation
-from stages.core.training import Epoch, Recipe, State, Training
+from stages.engine.training import Epoch, Recipe, State, Training
+from stages.pipeline.checkpoint import CHECKPOINT
+from tests.checks.small_project import copy_project, environment, set_parameters
 
 SIMPLE = Recipe([16], batch_size=100, epochs=4, learning_rate=0.05)
 RECIPES = {

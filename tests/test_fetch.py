@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages import fetch, sources
-from stages.errors import InputError
-from stages.sources import SourceError, fetch_mnist, read_wheel, unpickle
+from stages import fetch
+from stages.pipeline import sources
+from stages.pipeline.command import InputError
+from stages.pipeline.sources import SourceError, fetch_mnist, read_wheel, unpickle
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("x_train", "y_train", "x_test", "y_test")

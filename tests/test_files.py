@@ -17,10 +17,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_project import ROOT, environment
 
-from stages.errors import InputError
-from stages.files import (
+from stages.pipeline.command import InputError
+from stages.pipeline.files import (
     load_array,
     load_arrays,
     load_csv,
@@ -30,6 +29,7 @@ from stages.files import (
     save_csv,
     save_json,
 )
+from tests.checks.small_project import ROOT, environment
 
 ARRAY = np.arange(12, dtype=np.float32).reshape(3, 4)
 
@@ -98,7 +98,7 @@ def test_a_killed_process_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
     script = (
-        "import sys, time; from pathlib import Path; from stages.files import replacing\n"
+        "import sys, time; from pathlib import Path; from stages.pipeline.files import replacing\n"
         "with replacing(Path(sys.argv[1])) as file:\n"
         "    file.write(b'half of the ne'); file.flush(); print('writing', flush=True)\n"
         "    time.sleep(600)\n"

@@ -18,12 +18,13 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small_project import ROOT, images_and_labels
 from test_files import TouchOnUnpickling
 from test_params import ANY_VALUE, leaves
 
-from stages import errors, evaluate, preprocess, sets
-from stages.files import save_array
+from stages import evaluate, preprocess
+from stages.pipeline import command, datasets
+from stages.pipeline.files import save_array
+from tests.checks.small_project import ROOT, images_and_labels
 
 PARAMS = (ROOT / "params.yaml").read_bytes()
 LINES = PARAMS.splitlines(keepends=True)
@@ -36,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.chdir(folder)
     for part, shape in (("train", (-1, 784)), ("validation", (-1, 784)), ("test", (-1, 28, 28))):
         images, labels = images_and_labels(20, seed=1)
-        home = sets.RAW if part == "test" else sets.PROCESSED
+        home = datasets.RAW if part == "test" else datasets.PROCESSED
         save_array(home / f"x_{part}.npy", images.reshape(shape))
         save_array(home / f"y_{part}.npy", labels)
     for path in (Path("data/scored.npz"), Path("reports/metrics.json")):
@@ -57,7 +58,7 @@ def outcome(main: Callable[[], None]) -> str:
     """Run a stage as its script does; return the one line it ends with, "" if all went well."""
     before = contents()
     try:
-        errors.run(main)
+        command.run(main)
     except SystemExit as ended:
         line = ended.code
         assert isinstance(line, str)

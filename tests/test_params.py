@@ -16,9 +16,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from stages.errors import LOCKS, InputError
-from stages.params import FetchParams, Params, TrainParams, load_params
-from stages.sources import SOURCES
+from stages.pipeline.command import LOCKS, InputError
+from stages.pipeline.params import FetchParams, Params, TrainParams, load_params
+from stages.pipeline.sources import SOURCES
 
 ROOT = Path(__file__).parents[1]
 COMMITTED = (ROOT / "params.yaml").read_text(encoding="utf-8")

@@ -15,8 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from stages import pictures, png, visualize
-from stages.errors import InputError
+from stages.pipeline.command import InputError
+from stages.plots import figures, png, visualize
 
 ROOT = Path(__file__).parent.parent
 WHITE = (255, 255, 255)
@@ -37,7 +37,7 @@ def scored(samples=60, wrong=(3, 7, 20), seed=0):
 
 def prediction_grid(rows=5, columns=10, **kinds):
     images, labels, probabilities = scored(**kinds)
-    return pictures.prediction_grid(images, labels, probabilities.argmax(axis=1), rows, columns)
+    return figures.prediction_grid(images, labels, probabilities.argmax(axis=1), rows, columns)
 
 
 def curves(epochs, start=0.9, end=0.01):
@@ -50,7 +50,7 @@ def words(figure):
 
 def placed(figure):
     """Return each picture on the page with the page's pixels at its place."""
-    page = pictures.render(figure)
+    page = figures.render(figure)
     found = []
     for artist in figure.images:
         height, width = artist.get_size()
@@ -73,22 +73,22 @@ def every_picture():
     generator = np.random.default_rng(1)
     return {
         "prediction_grid": prediction_grid(rows=2, columns=5),
-        "confident_mistakes": pictures.confident_mistakes(images, labels, probabilities, 3),
-        "learning_curves": pictures.learning_curves(*curves(17), np.linspace(0.9, 0.98, 17)),
-        "confusion_matrix": pictures.confusion_matrix(labels, predictions),
-        "first_layer_weights": pictures.first_layer_weights(
+        "confident_mistakes": figures.confident_mistakes(images, labels, probabilities, 3),
+        "learning_curves": figures.learning_curves(*curves(17), np.linspace(0.9, 0.98, 17)),
+        "confusion_matrix": figures.confusion_matrix(labels, predictions),
+        "first_layer_weights": figures.first_layer_weights(
             generator.standard_normal((784, 20), np.float32)
         ),
-        "augmented_samples": pictures.augmented_samples(
+        "augmented_samples": figures.augmented_samples(
             images[:3], np.stack([images[3:6], images[6:9]])
         ),
-        "sample_image": pictures.sample_image(images[0].reshape(28, 28), labels[0]),
+        "sample_image": figures.sample_image(images[0].reshape(28, 28), labels[0]),
     }
 
 
 def hashes():
     return {
-        name: hashlib.sha256(png.encode(pictures.render(figure))).hexdigest()
+        name: hashlib.sha256(png.encode(figures.render(figure))).hexdigest()
         for name, figure in every_picture().items()
     }
 
@@ -132,7 +132,7 @@ def test_bytes_do_not_depend_on_settings_home_locale_time_zone_or_place(tmp_path
 def test_drawing_leaves_the_users_settings_alone():
     with matplotlib.rc_context({"font.size": 31, "figure.dpi": 33}):
         before = dict(matplotlib.rcParams)
-        pictures.render(prediction_grid())
+        figures.render(prediction_grid())
         assert dict(matplotlib.rcParams) == before
 
 
@@ -160,20 +160,20 @@ def test_every_pixel_of_an_image_becomes_a_square_of_its_grey(name, scale):
         prediction_grid(20, 2),
         prediction_grid(2, 20, wrong=range(60)),
         prediction_grid(20, 20, samples=400, wrong=range(399)),
-        pictures.confident_mistakes(*scored(), 50),
-        pictures.confident_mistakes(*scored(wrong=range(60)), 50),
-        pictures.confident_mistakes(*scored(wrong=[]), 50),
-        pictures.learning_curves(*curves(1), np.array([0.5])),
-        pictures.learning_curves(*curves(2), np.array([0.5, 1])),
-        pictures.learning_curves(*curves(3), np.array([1, 1, 1.0])),
-        pictures.learning_curves(*curves(9, 2.31, 2.3), np.full(9, 0.1)),
-        pictures.learning_curves(*curves(60, 700, 1e-9), np.linspace(0, 0.9991, 60)),
-        pictures.learning_curves(*curves(10000), np.linspace(0.1, 0.98, 10000)),
-        pictures.confusion_matrix(*[np.arange(10).repeat(1000)] * 2),
-        pictures.confusion_matrix(np.arange(10).repeat(1135), np.zeros(11350, np.int64)),
-        pictures.first_layer_weights(np.full((784, 1), -1e-5, np.float32)),
-        pictures.first_layer_weights(np.full((784, 8192), 1234.5, np.float32)),
-        pictures.sample_image(np.zeros((28, 28), np.uint8), 5),
+        figures.confident_mistakes(*scored(), 50),
+        figures.confident_mistakes(*scored(wrong=range(60)), 50),
+        figures.confident_mistakes(*scored(wrong=[]), 50),
+        figures.learning_curves(*curves(1), np.array([0.5])),
+        figures.learning_curves(*curves(2), np.array([0.5, 1])),
+        figures.learning_curves(*curves(3), np.array([1, 1, 1.0])),
+        figures.learning_curves(*curves(9, 2.31, 2.3), np.full(9, 0.1)),
+        figures.learning_curves(*curves(60, 700, 1e-9), np.linspace(0, 0.9991, 60)),
+        figures.learning_curves(*curves(10000), np.linspace(0.1, 0.98, 10000)),
+        figures.confusion_matrix(*[np.arange(10).repeat(1000)] * 2),
+        figures.confusion_matrix(np.arange(10).repeat(1135), np.zeros(11350, np.int64)),
+        figures.first_layer_weights(np.full((784, 1), -1e-5, np.float32)),
+        figures.first_layer_weights(np.full((784, 8192), 1234.5, np.float32)),
+        figures.sample_image(np.zeros((28, 28), np.uint8), 5),
     ],
 )
 def test_no_text_touches_another_or_leaves_the_page(figure):
@@ -208,14 +208,14 @@ def test_the_prediction_grid_is_filled_as_far_as_there_are_images():
 
 def test_right_is_green_and_wrong_is_red_bold_and_framed():
     images, labels, probabilities = scored(samples=2, wrong=[1])
-    figure = pictures.prediction_grid(images, labels, probabilities.argmax(axis=1), 1, 2)
+    figure = figures.prediction_grid(images, labels, probabilities.argmax(axis=1), 1, 2)
     looks = {
         text.get_text(): (to_hex(text.get_color()), Path(text.get_fontproperties().get_file()).stem)
         for text in figure.texts[1:]
     }
     assert looks["Pred: 0"] == looks["True: 0"] == ("#008000", "DejaVuSans")
     assert looks["Pred: 2"] == looks["True: 1"] == ("#cc0000", "DejaVuSans-Bold")
-    page = pictures.render(figure)
+    page = figures.render(figure)
     right, wrong = (text.get_position()[0] for text in figure.texts[1::2])
     red = (page == (204, 0, 0)).all(axis=2)
     assert not red[:, : wrong - 20].any()
@@ -228,7 +228,7 @@ def test_right_is_green_and_wrong_is_red_bold_and_framed():
 
 def test_the_most_confident_mistakes_come_first_with_their_probabilities():
     images, labels, probabilities = scored(wrong=range(0, 60, 3))
-    figure = pictures.confident_mistakes(images, labels, probabilities, 4)
+    figure = figures.confident_mistakes(images, labels, probabilities, 4)
     mistakes = [
         (max(row), index)
         for index, row in enumerate(probabilities.tolist())
@@ -246,7 +246,7 @@ def test_equally_confident_mistakes_keep_the_order_of_the_test_set():
     images = np.zeros((3, 784), np.uint8)
     images[:, 0] = 10, 20, 30
     probabilities = np.tile(np.float32([0, 1]), (3, 5)).reshape(3, 10)
-    figure = pictures.confident_mistakes(images, np.array([0, 2, 4]), probabilities, 3)
+    figure = figures.confident_mistakes(images, np.array([0, 2, 4]), probabilities, 3)
     assert [image[0, 0, 0] for image in enlarged_images(figure, 9)] == [10, 20, 30]
 
 
@@ -254,7 +254,7 @@ def test_a_probability_is_not_rounded_to_none_or_all():
     labels = np.array([1])
     probabilities = np.zeros((1, 10), np.float32)
     probabilities[0, :2] = 0.99996, 0.00004
-    figure = pictures.confident_mistakes(np.zeros((1, 784), np.uint8), labels, probabilities, 1)
+    figure = figures.confident_mistakes(np.zeros((1, 784), np.uint8), labels, probabilities, 1)
     assert words(figure)[1:] == ["Pred: 0", ">99.9 %", "True: 1", "<0.1 %"]
 
 
@@ -268,11 +268,11 @@ def test_a_probability_is_not_rounded_to_none_or_all():
 )
 def test_fewer_mistakes_than_asked_for_are_all_shown(wrong, heading):
     images, labels, probabilities = scored(wrong=wrong)
-    figure = pictures.confident_mistakes(images, labels, probabilities, 20)
+    figure = figures.confident_mistakes(images, labels, probabilities, 20)
     assert words(figure)[0] == heading
     assert len(figure.images) == len(wrong)
-    png.encode(pictures.render(figure))
-    matrix = pictures.confusion_matrix(labels, probabilities.argmax(axis=1))
+    png.encode(figures.render(figure))
+    matrix = figures.confusion_matrix(labels, probabilities.argmax(axis=1))
     assert words(matrix)[0] == heading
 
 
@@ -282,16 +282,16 @@ def test_the_confusion_matrix_shows_each_count_and_shades_the_mistakes():
     predictions = labels.astype(np.int64)
     predictions[20:30] = 2
     predictions[100:105] = 6
-    figure = pictures.confusion_matrix(labels, predictions)
+    figure = figures.confusion_matrix(labels, predictions)
     shown = words(figure)
     assert shown[0] == "15 mistakes on 200 test images"
     assert {"50.0 %", "75.0 %"} < set(shown)
     assert shown.count("20") == 8
     cells = [tuple(picture[0, 0].tolist()) for picture, _ in placed(figure)]
     grid = [cells[10 * row : 10 * row + 10] for row in range(10)]
-    assert grid[1][2] == pictures.BLUE, "the darkest"
+    assert grid[1][2] == figures.BLUE, "the darkest"
     assert grid[5][6] == (127, 161, 195), "half as dark"
-    assert {grid[digit][digit] for digit in range(10)} == {pictures.LIGHT_GREY}
+    assert {grid[digit][digit] for digit in range(10)} == {figures.LIGHT_GREY}
     others = {grid[i][j] for i in range(10) for j in range(10) if i != j} - {grid[1][2], grid[5][6]}
     assert others == {WHITE}
 
@@ -301,12 +301,12 @@ def test_weights_have_one_symmetric_scale_and_zero_is_white():
     W[:, 0] = np.linspace(-1, 1, 784)
     W[:, 1] = -W[:, 0]
     W[5, 2] = 1000
-    figure = pictures.first_layer_weights(W)
+    figure = figures.first_layer_weights(W)
     rising, falling, flat = (image.reshape(784, 3) for image in enlarged_images(figure, 4))
     np.testing.assert_array_equal(rising, falling[::-1])
     assert tuple(flat[0]) == WHITE
-    assert tuple(rising[0]) == pictures.ORANGE
-    assert tuple(rising[-1]) == tuple(flat[5]) == pictures.BLUE
+    assert tuple(rising[0]) == figures.ORANGE
+    assert tuple(rising[-1]) == tuple(flat[5]) == figures.BLUE
     assert words(figure)[1].startswith("-0.9"), "one huge weight doesn't make the others pale"
 
 
@@ -320,13 +320,13 @@ def test_weights_have_one_symmetric_scale_and_zero_is_white():
 )
 def test_at_most_64_units_are_shown(units, shown, heading):
     W = np.random.default_rng(0).standard_normal((784, units), np.float32)
-    figure = pictures.first_layer_weights(W)
+    figure = figures.first_layer_weights(W)
     assert words(figure)[0] == heading
     assert len(enlarged_images(figure, 4)) == shown
 
 
 def test_learning_curves_name_the_lowest_error_and_their_axes_enclose_the_values():
-    figure = pictures.learning_curves(
+    figure = figures.learning_curves(
         np.array([0.3, 0.04]), np.array([0.2, 0.07]), np.array([0.95, 0.9812])
     )
     shown = words(figure)
@@ -345,26 +345,26 @@ def test_learning_curves_name_the_lowest_error_and_their_axes_enclose_the_values
 
 def test_curves_run_through_their_values_four_pixels_thick_and_training_is_dashed():
     # Over 40 epochs the error is 5 %, the topmost tick, and both losses lie on ticks as well.
-    figure = pictures.learning_curves(np.full(40, 0.2), np.full(40, 0.1), np.full(40, 0.95))
+    figure = figures.learning_curves(np.full(40, 0.2), np.full(40, 0.1), np.full(40, 0.95))
     losses, errors = (pixels for picture, pixels in placed(figure) if picture.shape[1] == 720)
-    orange = (errors == pictures.ORANGE).all(axis=2)
+    orange = (errors == figures.ORANGE).all(axis=2)
     assert orange[8:12, 30:700].all(), "two pixels above and two below the value"
     assert orange.sum() < 4 * 720
-    assert (errors[10, 10] == pictures.INK).all(), "the first of the lowest errors is marked"
-    validation = (losses == pictures.ORANGE).all(axis=2).any(axis=0)
-    training = (losses == pictures.BLUE).all(axis=2).any(axis=0)
+    assert (errors[10, 10] == figures.INK).all(), "the first of the lowest errors is marked"
+    validation = (losses == figures.ORANGE).all(axis=2).any(axis=0)
+    training = (losses == figures.BLUE).all(axis=2).any(axis=0)
     assert validation[10:-10].mean() == 1
     assert 0.6 < training[10:-10].mean() < 0.7
 
 
 def test_a_sloping_curve_covers_what_lies_within_two_pixels_of_it():
-    figure = pictures.learning_curves(*curves(2), np.array([0.95, 1.0]))
+    figure = figures.learning_curves(*curves(2), np.array([0.95, 1.0]))
     _, errors = (pixels for picture, pixels in placed(figure) if picture.shape[1] == 720)
     # From 5 % to 0 %: from the top left to the bottom right corner of 700 x 540 pixels.
     y, x = np.mgrid[0:560, 0:720] + 0.5 - 10
     distance = np.abs(540 * x - 700 * y) / np.hypot(540, 700)
     away_from_dots = (x > 20) & (x < 680)
-    orange = (errors == pictures.ORANGE).all(axis=2)
+    orange = (errors == figures.ORANGE).all(axis=2)
     assert orange[away_from_dots & (distance < 1.2)].all()
     assert not orange[away_from_dots & (distance > 2)].any()
     touched = (errors[..., 0] != errors[..., 2]) & away_from_dots
@@ -373,14 +373,14 @@ def test_a_sloping_curve_covers_what_lies_within_two_pixels_of_it():
 
 
 def test_a_loss_of_zero_and_an_error_of_zero_can_be_drawn():
-    figure = pictures.learning_curves(np.zeros(2), np.zeros(2), np.ones(2))
+    figure = figures.learning_curves(np.zeros(2), np.zeros(2), np.ones(2))
     assert "lowest: 0.00 % after epoch 1" in words(figure)
-    pictures.render(figure)
+    figures.render(figure)
 
 
 def test_the_sample_image_has_its_label_as_title():
     image = np.arange(784, dtype=np.uint64).astype(np.uint8).reshape(28, 28)
-    figure = pictures.sample_image(image, 5)
+    figure = figures.sample_image(image, 5)
     assert words(figure)[0] == "Training image, label: 5"
     np.testing.assert_array_equal(enlarged_images(figure, 24)[0][..., 2], image)
 
@@ -407,9 +407,9 @@ def test_the_stage_writes_each_picture_as_its_function_draws_it(project):
     written = {path.stem: path.read_bytes() for path in Path("reports").glob("*.png")}
     assert set(written) == set(every_picture())
     sample = every_picture()["sample_image"]
-    assert written["sample_image"] == png.encode(pictures.render(sample))
+    assert written["sample_image"] == png.encode(figures.render(sample))
     with Image.open(io.BytesIO(written["prediction_grid"])) as picture:
-        np.testing.assert_array_equal(picture, pictures.render(prediction_grid()))
+        np.testing.assert_array_equal(picture, figures.render(prediction_grid()))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from small_project import ROOT, SMALL, copy_project, isolated, set_parameters
+
+from tests.checks.small_project import ROOT, SMALL, copy_project, isolated, set_parameters
 
 
 def run(project: Path, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -178,7 +179,7 @@ def test_changed_rows_only_redraw(project: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "rerun"),
     [
-        ("stages/pictures.py", ["visualize"]),
+        ("stages/plots/figures.py", ["visualize"]),
         # The same code makes the same model, so what follows need not run.
         ("stages/core/optimizers.py", ["train"]),
         ("stages/core/metrics.py", ["evaluate"]),

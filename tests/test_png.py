@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from matplotlib.image import imread
 from PIL import Image
 
-from stages import png
+from stages.plots import png
 
 
 def decoded(file: bytes):

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small_project import ROOT
 from test_pipeline import comments, dvc, git, new_project, outputs, run, stages_run
 
-from stages.errors import InputError
+from stages.pipeline.command import InputError
+from tests.checks.small_project import ROOT
 from tools.recipe import load_recipe
 
 RECIPES = yaml.safe_load((ROOT / "recipes.yaml").read_text(encoding="utf-8"))

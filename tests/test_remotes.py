@@ -18,8 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from small_project import environment
 from test_pipeline import dvc, git, new_project, outputs, run, stages_run
+
+from tests.checks.small_project import environment
 
 S3_KEYS = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "a secret of the test's own"}
 

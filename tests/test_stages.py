@@ -18,12 +18,12 @@ import numpy as np
 import psutil
 import pytest
 from numpy.typing import NDArray
-from small_project import ROOT, copy_project, environment, set_parameters
 
 from stages.core import Array
 from stages.core.network import Layer
-from stages.errors import LOCKS, InputError, raise_lost_interrupt, run
-from stages.models import load_model, save_model
+from stages.pipeline.command import LOCKS, InputError, raise_lost_interrupt, run
+from stages.pipeline.model_file import load_model, save_model
+from tests.checks.small_project import ROOT, copy_project, environment, set_parameters
 
 STAGES = ["fetch", "preprocess", "train", "evaluate", "visualize"]
 Arrays = dict[str, NDArray[np.float32]]

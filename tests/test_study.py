@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
-from small_project import ROOT, copy_project, environment, set_parameters
 
-from stages import png
 from stages.core.data import Set
-from stages.errors import INTERRUPTED, InputError
-from stages.params import TrainParams
+from stages.pipeline.command import INTERRUPTED, InputError
+from stages.pipeline.params import TrainParams
+from stages.plots import png
 from stages.train import Trained, train
+from tests.checks.small_project import ROOT, copy_project, environment, set_parameters
 from tools import study
 
 QUICK = yaml.safe_load((ROOT / "recipes.yaml").read_text(encoding="utf-8"))["simard"] | {

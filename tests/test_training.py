@@ -20,14 +20,14 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from stages import runtime
 from stages.core import Array
 from stages.core.augmentation import Augmentation
-from stages.core.crew import Crew
 from stages.core.data import Images
 from stages.core.exact import FINEST_WEIGHT_GRID, PIXELS
 from stages.core.network import Layer, initialise, logits_of, on_grids, predict, score
-from stages.core.training import DivergedError, Epoch, Part, Recipe, Training, Worker
+from stages.engine.crew import Crew
+from stages.engine.training import DivergedError, Epoch, Part, Recipe, Training, Worker
+from stages.pipeline import threads
 
 forks = pytest.mark.skipif(sys.platform != "linux", reason="only Linux trains in several processes")
 
@@ -574,7 +574,7 @@ def test_threads_kernels_and_instruction_sets_change_no_byte() -> None:
         text=True,
         check=True,
     )
-    assert other.stdout.strip() == digests_of_a_pipeline(runtime.worker_count())
+    assert other.stdout.strip() == digests_of_a_pipeline(threads.worker_count())
 
 
 @pytest.mark.parametrize("batch_size", [600, 601, 60_000])
@@ -740,7 +740,7 @@ def test_the_notebooks_recipe_learns_real_digits(real: tuple[Set, Set]) -> None:
     notebook = Recipe(
         [64], "uniform", learning_rate=0.6, momentum=0.0, batch_size="all", epochs=100
     )
-    layers, epochs = train(notebook, *real, workers=runtime.worker_count())
+    layers, epochs = train(notebook, *real, workers=threads.worker_count())
     assert epochs[0].train_loss > 2.0
     assert epochs[-1].train_loss < 0.35
     for earlier, later in pairwise(epochs[::20]):
@@ -756,7 +756,7 @@ def test_mini_batches_with_momentum_learn_real_digits_exactly_and_plainly(
     recipe = Recipe([64], learning_rate=0.05, schedule="cosine", batch_size=64, epochs=8, l2=0.0003)
     accuracies = []
     for exact in (True, False):
-        _, epochs = train(recipe, *real, workers=runtime.worker_count(), exact=exact)
+        _, epochs = train(recipe, *real, workers=threads.worker_count(), exact=exact)
         losses = [epoch.train_loss for epoch in epochs]
         assert losses == sorted(losses, reverse=True)
         accuracies.append(epochs[-1].validation_accuracy)

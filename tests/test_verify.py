@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import variations
-import verify
-from machines import Machine, NoMachineError, other_python, output, simd_features
-from small_project import ROOT, images_and_labels, set_parameters
-from variations import UNCHANGED, VARIATIONS, StageFailedError, Variation, run_python
+
+from tests.checks import variations, verify
+from tests.checks.machines import Machine, NoMachineError, other_python, output, simd_features
+from tests.checks.small_project import ROOT, images_and_labels, set_parameters
+from tests.checks.variations import UNCHANGED, VARIATIONS, StageFailedError, Variation, run_python
 
 RECORDED = verify.Run(
     hashes={("train", "models/model.npz"): "a" * 32, ("evaluate", verify.METRICS): "b" * 32},
@@ -226,8 +226,8 @@ def test_an_interrupt_ends_all_processes(tmp_path: Path) -> None:
     command = f"""
 import sys
 from pathlib import Path
-sys.path.insert(0, {str(ROOT / "tests")!r})
-from variations import run_python
+sys.path.insert(0, {str(ROOT)!r})
+from tests.checks.variations import run_python
 run_python(["-c", {child!r}], Path({str(tmp_path)!r}))
 """
     process = subprocess.Popen([sys.executable, "-c", command], cwd=ROOT, stderr=subprocess.PIPE)
@@ -256,5 +256,5 @@ def test_machines_name_what_they_lack(tmp_path: Path) -> None:
 def test_the_processor_features_are_those_that_numpy_can_be_told_not_to_use(tmp_path: Path) -> None:
     found = [name for name, on in simd_features().items() if on]
     variation = Variation("", {"NPY_DISABLE_CPU_FEATURES": " ".join(found)})
-    warnings_are_errors = ["-W", "error", ROOT / "tests/machines.py"]
+    warnings_are_errors = ["-W", "error", ROOT / "tests/checks/machines.py"]
     assert json.loads(run_python(warnings_are_errors, tmp_path, variation))["SIMD"] == "baseline"

@@ -18,8 +18,8 @@ from dvc.cli import main as dvc
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
-from stages.errors import InputError, run
-from stages.params import PARAMS, Params, load_params, read_document, validated
+from stages.pipeline.command import InputError, run
+from stages.pipeline.params import PARAMS, Params, load_params, read_document, validated
 
 RECIPES = Path("recipes.yaml")
 

@@ -28,8 +28,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-from stages.errors import InputError, run
-from stages.files import replacing
+from stages.pipeline.command import InputError, run
+from stages.pipeline.files import replacing
 
 REPORT = Path("reports/report.html")
 TEMPLATE = Path(__file__).with_suffix(".html")

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Annotated, Any
 
-from stages import runtime  # noqa: F401  (before NumPy)
+from stages.pipeline import threads  # noqa: F401  (before NumPy)
 
 # isort: split
 import matplotlib
@@ -24,15 +24,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from stages import png
 from stages.core.data import CLASSES, Set
 from stages.core.network import on_grids, score
-from stages.errors import InputError, run
 from stages.evaluate import load_test_set
-from stages.files import replacing, save_json
-from stages.params import Params
-from stages.pictures import SIDE, render
-from stages.sets import load_processed
+from stages.pipeline.command import InputError, run
+from stages.pipeline.datasets import load_processed
+from stages.pipeline.files import replacing, save_json
+from stages.pipeline.params import Params
+from stages.plots import png
+from stages.plots.figures import SIDE, render
 from stages.train import train
 from tools.recipe import RECIPES, load_recipe
 

@@ -27,7 +27,6 @@ from typing import NamedTuple
 import numpy as np
 
 from stages.core import Array
-from stages.core.crew import Crew, shared_array
 from stages.core.data import Look
 from stages.core.exact import (
     PIXELS,
@@ -48,6 +47,7 @@ from stages.core.network import (
 )
 from stages.core.normalisation import Moments, moments_of, normalise, normalise_backward
 from stages.core.optimizers import Optimizer
+from stages.engine.crew import Crew, shared_array
 
 _BLOCK = 32768
 """Parameters that are updated together: few enough to stay in a core's cache meanwhile."""

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from stages.core.network import Layer
-from stages.errors import InputError
-from stages.files import load_arrays, save_arrays
+from stages.pipeline.command import InputError
+from stages.pipeline.files import load_arrays, save_arrays
 
 
 def save_model(path: Path, parameters: Sequence[Layer]) -> None:

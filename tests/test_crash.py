@@ -1,4 +1,4 @@
-"""A tiny kill storm (a real one: `python tests/kill_storm.py 100`), and what `make repro` mends."""
+"""A tiny crash test (a real one: `python -m tests.checks.crash_test 100`), and what is mended."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from kill_storm import KINDS, OLD, STAGES, Storm, Tally
-from small_project import ROOT, isolated
+
+from tests.checks.crash_test import KINDS, OLD, STAGES, Storm, Tally
+from tests.checks.small_project import isolated
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def project(storm: Storm) -> Path:
 
 def mend(project: Path) -> str:
     done = subprocess.run(
-        [sys.executable, ROOT / ".dvc/mend.py"],
+        [sys.executable, "-m", "tools.repair_dvc"],
         cwd=project,
         env=isolated(project),
         capture_output=True,

@@ -1,8 +1,8 @@
 """Train under many variations of the machine and of what stands around it: one hash for all?
 
-    python tests/variations.py                    # everything, some of it slow
-    python tests/variations.py --fast             # few images, nothing downloaded: for CI
-    python tests/variations.py "workers: 3" "umask 077" --epochs 3
+    python -m tests.checks.variations                    # everything, some of it slow
+    python -m tests.checks.variations --fast             # few images, nothing downloaded: for CI
+    python -m tests.checks.variations "workers: 3" "umask 077" --epochs 3
 
 What is varied follows reprotest, Debian's tester of reproducible builds, and adds what changes
 the order of floating-point sums: BLAS libraries, their kernels, threads, processors. Each
@@ -30,11 +30,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-import machines
 import numpy as np
 import yaml
-from machines import Machine, NoMachineError
-from small_project import ROOT, environment
+
+from tests.checks import machines
+from tests.checks.machines import Machine, NoMachineError
+from tests.checks.small_project import ROOT, environment
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "exact-mnist-machines"
 MODEL = "models/model.npz"
@@ -253,7 +254,9 @@ def train(project: Path, variation: Variation, cache: Path) -> Result:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / variation.folder
         copy_tree(project, folder, backwards=variation.backwards)
-        about = json.loads(run_python([ROOT / "tests/machines.py"], folder, variation, machine))
+        about = json.loads(
+            run_python([ROOT / "tests/checks/machines.py"], folder, variation, machine)
+        )
         start = time.monotonic()
         for stage in ("train", "evaluate"):
             run_python(["-m", f"stages.{stage}"], folder, variation, machine)

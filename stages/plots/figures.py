@@ -7,7 +7,7 @@ its package; images are copied pixel by pixel and enlarged by whole factors; col
 smooth edges come from integers, as matplotlib's own lines differ between processors by a shade in
 a few pixels. Matplotlib writes the letters, at places that are exact in binary, and FreeType draws
 them in integers; but they look as the versions of the two draw them, which the lock file pins.
-`stages.png` turns equal pixels into equal bytes.
+`stages.plots.png` turns equal pixels into equal bytes.
 """
 
 from __future__ import annotations

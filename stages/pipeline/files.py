@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.errors import InputError
+from stages.pipeline.command import InputError
 
 Array = NDArray[Any]
 

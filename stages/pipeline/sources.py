@@ -25,8 +25,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.errors import InputError
-from stages.params import PARAMS
+from stages.pipeline.command import InputError
+from stages.pipeline.params import PARAMS
 
 Arrays = dict[str, NDArray[np.uint8]]
 

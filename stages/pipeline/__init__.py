@@ -1,0 +1,1 @@
+"""What a stage needs around the maths: parameters, files, locks and signals."""
