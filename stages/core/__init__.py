@@ -1,6 +1,7 @@
-"""The shared NumPy core: the network, its exact arithmetic and its training.
+"""The definition of the network and of its training, in NumPy alone.
 
-It knows no files, no DVC and no pictures.
+Every byte of a trained network is defined by `stages.core.training`. Nothing here knows of files,
+DVC, pictures or the engine that trains faster.
 """
 
 from typing import Any

@@ -18,7 +18,7 @@ PI = 3.141592653589793
 SQRT_HALF = 0.7071067811865476
 
 # exp is tabulated at multiples of 1/256 down to LOWEST, where e**LOWEST is below 2**-46.
-_STEPS_PER_UNIT = 256
+STEPS_PER_UNIT = 256
 LOWEST = -32.0
 
 
@@ -27,8 +27,8 @@ def _exp_table() -> Float64:
 
     Each is Taylor's series at a 32nd of the exponent, squared 5 times.
     """
-    steps = int(LOWEST) * _STEPS_PER_UNIT
-    reduced = np.arange(0.0, steps - 1, -1.0) / (_STEPS_PER_UNIT * 32.0)
+    steps = int(LOWEST) * STEPS_PER_UNIT
+    reduced = np.arange(0.0, steps - 1, -1.0) / (STEPS_PER_UNIT * 32.0)
     series = np.ones_like(reduced)
     for n in range(24, 0, -1):
         series = 1.0 + series * reduced / n
@@ -37,7 +37,7 @@ def _exp_table() -> Float64:
     return series
 
 
-_EXP_TABLE = _exp_table()
+EXP_TABLE = _exp_table()
 
 
 def exp(x: Float64) -> Float64:
@@ -47,14 +47,14 @@ def exp(x: Float64) -> Float64:
     the first from a table, the second as 1 + r / 256 + (r / 256)**2 / 2.
     """
     r = np.maximum(x, LOWEST)
-    r *= -_STEPS_PER_UNIT
+    r *= -STEPS_PER_UNIT
     k = np.rint(r)
     np.subtract(k, r, out=r)
-    series = r * (0.5 / _STEPS_PER_UNIT**2)
-    series += 1.0 / _STEPS_PER_UNIT
+    series = r * (0.5 / STEPS_PER_UNIT**2)
+    series += 1.0 / STEPS_PER_UNIT
     series *= r
     series += 1.0
-    series *= _EXP_TABLE.take(k.astype(np.intp), mode="clip")
+    series *= EXP_TABLE.take(k.astype(np.intp), mode="clip")
     return series
 
 

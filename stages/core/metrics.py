@@ -1,4 +1,4 @@
-"""What the predictions are worth: confusion, and precision, recall and F1 of each class."""
+"""How good predictions are, class by class: confusion, precision, recall and F1."""
 
 from __future__ import annotations
 

@@ -1,39 +1,27 @@
-"""How a gradient moves the weights, and how the learning rate moves over the training.
+"""How a gradient moves the parameters, and how the learning rate changes over the training.
 
-An optimizer works in place on any slice of the parameters, elementwise, so that the slices can
-be updated in any order and by any process. `gradient` is a sum over `samples` samples and is
-used up.
+An optimizer updates one array of parameters in place, elementwise, so that arrays, or any parts of
+them, can be updated in any order. `gradient` is summed over `samples` samples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 
 from stages.core import Array
+from stages.core.config import TrainConfig
 from stages.core.elementary import PI, cos
-
-
-class Optimizer(Protocol):
-    """What the training asks of an optimizer."""
-
-    slots: int
-    """Arrays of the parameters' size that it keeps, zeros at the start."""
-
-    def update(
-        self, w: Array, gradient: Array, slots: Sequence[Array], scratch: Array,
-        learning_rate: float, samples: float, step: int,
-    ) -> None:  # fmt: skip
-        """Move `w` by one step, the `step`-th from 1."""
+from stages.core.network import Layer, Parameters
 
 
 class Momentum:
-    """Gradient descent with momentum (Polyak 1964): v <- momentum v - rate g; w <- w + v.
+    """Gradient descent with momentum (Polyak 1964): v <- momentum v - learning_rate g; w <- w + v.
 
-    Momentum 0 is plain gradient descent: w <- w - rate g. Nesterov's form looks ahead by one more
-    step of the velocity (Sutskever et al. 2013, section 3): w <- w + momentum v - rate g.
+    Momentum 0 is plain gradient descent: w <- w - learning_rate g. Nesterov's form looks ahead by
+    one more step of the velocity (Sutskever et al. 2013, section 3):
+    w <- w + momentum v - learning_rate g.
     """
 
     slots = 1
@@ -43,27 +31,26 @@ class Momentum:
         self.nesterov = nesterov
 
     def update(
-        self, w: Array, gradient: Array, slots: Sequence[Array], scratch: Array,
-        learning_rate: float, samples: float, step: int,
+        self, w: Array, gradient: Array, state: Sequence[Array], learning_rate: float,
+        samples: int, step: int,
     ) -> None:  # fmt: skip
-        """Move `w` by one step."""
-        (v,) = slots
-        v *= self.momentum
-        np.multiply(gradient, learning_rate / samples, out=scratch)  # the mean and the rate
-        v -= scratch
+        """Move `w` and its velocity by one step."""
+        (velocity,) = state
+        change = gradient * (learning_rate / samples)
+        velocity *= self.momentum
+        velocity -= change
         if self.nesterov:
-            w -= scratch
-            np.multiply(v, self.momentum, out=scratch)
-            w += scratch
+            w -= change
+            w += velocity * self.momentum
         else:
-            w += v
+            w += velocity
 
 
 class Adam:
     """Adam (Kingma and Ba 2015, algorithm 1, with the step size of its section 2).
 
     m <- beta1 m + (1 - beta1) g;  v <- beta2 v + (1 - beta2) g**2;
-    w <- w - rate sqrt(1 - beta2**t) / (1 - beta1**t) * m / (sqrt(v) + epsilon).
+    w <- w - learning_rate sqrt(1 - beta2**t) / (1 - beta1**t) * m / (sqrt(v) + epsilon).
     """
 
     slots = 2
@@ -72,25 +59,77 @@ class Adam:
     epsilon = 1e-7
 
     def update(
-        self, w: Array, gradient: Array, slots: Sequence[Array], scratch: Array,
-        learning_rate: float, samples: float, step: int,
+        self, w: Array, gradient: Array, state: Sequence[Array], learning_rate: float,
+        samples: int, step: int,
     ) -> None:  # fmt: skip
-        """Move `w` by one step, the `step`-th from 1."""
-        m, v = slots
-        gradient *= 1.0 / samples
+        """Move `w` and its moments by one step."""
+        m, v = state
+        mean = gradient * (1.0 / samples)
         m *= self.beta1
-        np.multiply(gradient, 1.0 - self.beta1, out=scratch)
-        m += scratch
+        m += mean * (1.0 - self.beta1)
         v *= self.beta2
-        gradient *= gradient
-        gradient *= 1.0 - self.beta2
-        v += gradient
-        unbiased = float(np.sqrt(1.0 - power(self.beta2, step))) / (1.0 - power(self.beta1, step))
-        np.sqrt(v, out=scratch)
-        scratch += self.epsilon
-        np.divide(m, scratch, out=scratch)
-        scratch *= learning_rate * unbiased
-        w -= scratch
+        v += mean * mean * (1.0 - self.beta2)
+        w -= m / (np.sqrt(v) + self.epsilon) * (learning_rate * self.bias_correction(step))
+
+    def bias_correction(self, step: int) -> float:
+        """Return sqrt(1 - beta2**step) / (1 - beta1**step)."""
+        second = float(np.sqrt(1.0 - power(self.beta2, step)))
+        return second / (1.0 - power(self.beta1, step))
+
+
+class Descent:
+    """The parameters of a training, each step's update of them and their moving average.
+
+    Attributes:
+        parameters: the layers, changed in place.
+        average: their exponential moving average; the parameters themselves without one.
+        state: for each layer's W and b, the optimizer's arrays.
+        step: how many steps have been taken.
+    """
+
+    def __init__(self, parameters: Parameters, config: TrainConfig, steps: int) -> None:
+        """Start from `parameters`, to take `steps` steps in all."""
+        self.config, self.steps, self.step = config, steps, 0
+        self.optimizer: Momentum | Adam = (
+            Adam()
+            if config.optimizer == "adam"
+            else Momentum(config.momentum, nesterov=config.optimizer == "nesterov")
+        )
+        self.parameters = [Layer(W.copy(), b.copy()) for W, b in parameters]
+        self.average = (
+            [Layer(W.copy(), b.copy()) for W, b in parameters]
+            if config.ema_decay
+            else self.parameters
+        )
+        self.state = [
+            [[np.zeros_like(w) for _ in range(self.optimizer.slots)] for w in layer]
+            for layer in self.parameters
+        ]
+
+    def update(self, gradients: Parameters, samples: int) -> None:
+        """Take one step, given the gradients summed over a batch of `samples` samples.
+
+        L2 adds l2 W to the gradient of the mean loss. Weight decay shrinks W apart from the
+        gradient (Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", eq. 9).
+        Neither touches the biases.
+        """
+        config = self.config
+        learning_rate = scheduled(config.learning_rate, config.schedule, self.step / self.steps)
+        self.step += 1
+        for layer, gradient, state in zip(self.parameters, gradients, self.state, strict=True):
+            dW, db = gradient
+            if config.l2:
+                dW = dW + layer.W * (config.l2 * samples)
+            if config.weight_decay:
+                layer.W[...] *= 1.0 - learning_rate * config.weight_decay
+            for w, g, slots in zip(layer, (dW, db), state, strict=True):
+                self.optimizer.update(w, g, slots, learning_rate, samples, self.step)
+        if config.ema_decay:
+            # Growing to its full size: a short training's average must not be its start.
+            ema_decay = min(config.ema_decay, (1.0 + self.step) / (10.0 + self.step))
+            for averages, layer in zip(self.average, self.parameters, strict=True):
+                for average, w in zip(averages, layer, strict=True):
+                    average += (w - average) * (1.0 - ema_decay)
 
 
 def power(base: float, exponent: int) -> float:
@@ -104,7 +143,7 @@ def power(base: float, exponent: int) -> float:
     return result
 
 
-def scheduled(learning_rate: float, schedule: str, progress: float, warm_up: float = 0.0) -> float:
+def scheduled(learning_rate: float, schedule: str, progress: float) -> float:
     """Return the learning rate at `progress`, the part of the training that is done (0 to 1).
 
     Args:
@@ -114,11 +153,7 @@ def scheduled(learning_rate: float, schedule: str, progress: float, warm_up: flo
             `one_cycle`: linearly up from 1/25 of it during the first 30 %, then along half a
             cosine down to 0 (after Smith and Topin 2019).
         progress: at least 0, below 1.
-        warm_up: the part of the training in which the rate rises linearly from 0 to what the
-            schedule says (Goyal et al. 2017, section 2.2).
     """
-    if progress < warm_up:
-        return progress / warm_up * scheduled(learning_rate, schedule, progress)
     if schedule == "step":
         return learning_rate * (1.0 if progress < 0.5 else 0.1 if progress < 0.75 else 0.01)
     if schedule == "cosine":

@@ -1,178 +1,131 @@
-"""The training: mini-batch gradient descent, epoch by epoch.
+"""Training on all cores: the parameters that `stages.core.training.train` returns, sooner.
 
-A crew of processes trains one network. Each owns some of its units (see `stages.engine.share`), and
-each prepares some images of a batch to come while this batch is learnt. Nothing is ever added up
-across processes in an order that could vary: the sums are exact, so the number of processes does
-not change a bit of the result.
+Threads run the compiled step of `stages.engine.kernels`; Python draws random numbers, plans the
+batches and scores. An interrupted training can go on from the state after an epoch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 
 from stages.core import Array
-from stages.core.augmentation import (
-    GROUP,
-    NO_AUGMENTATION,
-    Augmentation,
-    Deformations,
-    Scratch,
-    deform,
-    draw,
-)
-from stages.core.data import CLASSES, Images, Look
+from stages.core.augmentation import GROUP, GROUPS_PER_DRAW, draw, gaussian
+from stages.core.config import TrainConfig
+from stages.core.data import LabelledImages
 from stages.core.elementary import log
-from stages.core.exact import LARGEST_PART, Arithmetic, Exact, ExactnessError, Plain
-from stages.core.network import Layer, initialise, on_grids, one_hot, score, smoothed
-from stages.core.normalisation import Moments, folded
-from stages.core.optimizers import Adam, Momentum, Optimizer, scheduled
-from stages.engine.crew import Crew, shared_array
-from stages.engine.share import IMAGE_PLACES, Board, Regularisation, Share
+from stages.core.exact import LARGEST_MICRO_BATCH, Arithmetic, Exact, ExactnessError, Plain
+from stages.core.network import Layer, dropout_masks, initialise, one_hot, quantised
+from stages.core.optimizers import Adam, scheduled
+from stages.core.training import DivergedError, Epoch, micro_batches
+from stages.engine import kernels
+from stages.engine.deformation import deform
+from stages.engine.descent import ADAM, NESTEROV, SGD
+from stages.engine.layout import Options, Plan, Samples
+from stages.engine.memory import (
+    allocate_buffers,
+    allocate_parameters,
+    lay_out,
+    layers_of,
+    write_layers,
+)
+from stages.engine.parallel import LAYER, RUNNING, STATUS, STOPPED, WEIGHTS_TOO_LARGE
 
-_CHUNK = 64
-"""Groups of images whose deformations are drawn at once."""
-_LARGEST_COPY = 2**27
-"""Bytes of images that are copied to have their pixels sorted; more of them stay as they are."""
-
-
-class DivergedError(ArithmeticError):
-    """The loss or a weight is no longer a finite, reasonable number."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train: the parameters of the `train` stage, under the same names."""
-
-    hidden_sizes: Sequence[int]
-    initialisation: Literal["he", "glorot", "uniform"] = "he"
-    optimizer: Literal["sgd", "nesterov", "adam"] = "sgd"
-    learning_rate: float = 0.1
-    schedule: Literal["constant", "cosine", "step", "one_cycle"] = "constant"
-    warm_up: float = 0.0
-    momentum: float = 0.9
-    batch_size: int | Literal["all"] = 128
-    epochs: int = 10
-    l2: float = 0.0
-    weight_decay: float = 0.0
-    max_norm: float = 0.0
-    dropout: float = 0.0
-    batch_normalisation: bool = False
-    label_smoothing: float = 0.0
-    average: float = 0.0
-    augmentation: Augmentation = NO_AUGMENTATION
-    seed: int = 1
-    keep: Literal["best", "last"] = "last"
+DRAWN = GROUP * GROUPS_PER_DRAW
+"""Images whose deformations are drawn at once."""
+WINDOW = 4 * DRAWN
+"""Images that are deformed, or whose dropped units are drawn, before they are learned."""
 
 
-class Epoch(NamedTuple):
-    """What the learning curves say of an epoch, numbered from 1; losses are means."""
-
-    epoch: int
-    train_loss: float
-    validation_loss: float
-    validation_accuracy: float
+LEAST_ROWS = 128
+"""Of the buffers, so that scoring takes many samples at once whatever the batch size."""
 
 
 class State(NamedTuple):
-    """All that a training needs to go on after an epoch, whatever the number of workers.
+    """All that a training needs to go on after an epoch, whatever the number of threads.
 
     Attributes:
         epoch: how many epochs are done.
-        steps: how many steps.
-        best: the validation accuracy of the weights kept so far.
-        grids: those of the weights; none in ordinary floating point.
-        moments: for each hidden layer, (2, units) averages of mean and variance.
-        whole: layers of whole networks: the parameters, the average if there is one, and each of
-            the optimizer's slots.
-        kept: the weights kept so far.
+        step: how many steps are done.
+        best_accuracy: the validation accuracy of the parameters kept so far.
+        weight_quanta: of each layer.
+        networks: the parameters, their average, and each of the optimizer's slots.
+        kept: the parameters kept so far.
     """
 
     epoch: int
-    steps: int
-    best: float
-    grids: list[float]
-    moments: list[Array]
-    whole: list[list[Layer]]
+    step: int
+    best_accuracy: float
+    weight_quanta: list[float]
+    networks: list[list[Layer]]
     kept: list[Layer]
 
 
 class Training:
-    """One training run: its data, its parameters and the memory that the crew shares."""
+    """One training run and the memory that its threads share."""
 
     def __init__(
         self,
-        train: tuple[Array, Array],
-        validation: tuple[Array, Array],
-        recipe: Recipe,
-        workers: int = 1,
+        training_set: LabelledImages,
+        validation_set: LabelledImages,
+        config: TrainConfig,
+        threads: int = 1,
         exact: bool = True,
-        dtype: type[np.floating[Any]] = np.float32,
+        skip_zeros: bool = True,
     ) -> None:
         """Prepare the run.
 
         Args:
-            train: x (samples, 784) uint8, a pixel's brightness being its value / 256; y (samples,).
-            validation: the same for the validation set, which is only scored.
-            recipe: how to train.
-            workers: processes to share the work among; changes no bit of the result.
-            exact: exact sums (the pipeline's arithmetic), or else ordinary floating point.
-            dtype: of ordinary floating point.
+            training_set: as for `stages.core.training.train`.
+            validation_set: the same.
+            config: how to train.
+            threads: to divide the work among; changes no bit of the result.
+            exact: whether values are quantised; ordinary float32 is for the benchmark.
+            skip_zeros: whether products leave zeros out, which the benchmark can forbid.
         """
-        self.recipe, self.validation = recipe, validation
-        x, labels = train
-        # Deforming an image needs its pixels in their places, and dropout the images in theirs.
-        as_they_are = recipe.augmentation or recipe.dropout or x.nbytes > _LARGEST_COPY
-        self.images = Images.as_they_are(x) if as_they_are else Images.by_use(x)
-        self.labels = labels.astype(np.intp)
-        self.targets = smoothed(one_hot(np.arange(CLASSES), CLASSES), recipe.label_smoothing)
-        self.batch_size = len(x) if recipe.batch_size == "all" else recipe.batch_size
-        self.crew = Crew(workers)
-        self.optimizer: Optimizer = (
-            Adam()
-            if recipe.optimizer == "adam"
-            else Momentum(recipe.momentum, nesterov=recipe.optimizer == "nesterov")
+        images, labels = training_set
+        self.config, self.threads = config, threads
+        self.shape = (images.shape[1], images.shape[2])
+        self.images, self.labels = _rows(images), labels.astype(np.int64)
+        self.validation_images = _rows(validation_set[0])
+        self.validation_labels = validation_set[1].astype(np.int64)
+        classes = int(labels.max()) + 1
+        self.targets = one_hot(np.arange(classes), classes, config.label_smoothing)
+        self.batch_size = len(images) if config.batch_size == "all" else config.batch_size
+        self.steps = config.epochs * -(-len(images) // self.batch_size)
+        sizes = [self.images.shape[1], *config.hidden_sizes, classes]
+        samples = min(LARGEST_MICRO_BATCH, max(self.batch_size, LEAST_ROWS, threads))
+        self.arithmetic: Arithmetic = Exact(len(sizes) - 1) if exact else Plain()
+        self.network = lay_out(sizes, samples, threads, self.images, exact)
+        self.buffers = allocate_buffers(self.network, samples, threads)
+        generator = np.random.default_rng(config.seed)
+        start = initialise(sizes, config.initialisation, generator)
+        slots = Adam.slots if config.optimizer == "adam" else 1
+        self.parameters = allocate_parameters(
+            self.network, threads, bool(config.ema_decay), slots
         )
-
-        sizes = [x.shape[1], *recipe.hidden_sizes, CLASSES]
-        self.start = initialise(sizes, recipe.initialisation, np.random.default_rng(recipe.seed))
-        self.arithmetic: Arithmetic = Exact([W for W, _ in self.start]) if exact else Plain(dtype)
-        part = min(LARGEST_PART, self.batch_size)
-        self.board = Board(sizes, part, workers, self.arithmetic)
-        self.regularisation = Regularisation(
-            l2=recipe.l2,
-            weight_decay=recipe.weight_decay,
-            max_norm=recipe.max_norm,
-            dropout=recipe.dropout,
-            batch_normalisation=recipe.batch_normalisation,
+        for vector in (self.parameters.w, self.parameters.average):
+            write_layers(vector, self.network, start)
+        self.scored = np.zeros_like(self.parameters.w)
+        self.options = Options(
+            threads=threads,
+            optimizer={"sgd": SGD, "nesterov": NESTEROV, "adam": ADAM}[config.optimizer],
+            momentum=np.float32(config.momentum),
+            l2=config.l2 > 0.0,
+            weight_decay=config.weight_decay > 0.0,
+            average=config.ema_decay > 0.0,
+            dropout=config.dropout > 0.0,
+            quantise=exact,
+            skip_zeros=skip_zeros,
         )
-        self.layers = self._shared_layers(sizes)
-        """The whole network after the last epoch: what is scored and kept."""
-        vectors = 1 + (recipe.average > 0.0) + self.optimizer.slots
-        self.whole = [self._shared_layers(sizes) for _ in range(vectors)]
-        self.save_now = shared_array(1, np.uint8)
-        self.resumed: State | None = None
-        self.groups = -(-len(x) // GROUP)
-        if recipe.augmentation:
-            self.deformations = Deformations(
-                shared_array((self.groups, x.shape[1]), np.int16),
-                shared_array((self.groups, 4, x.shape[1])),
-                shared_array(self.groups),
-            )
-        # Of each image in an epoch's order, what its loss is made of: log(total) - shifted.
-        self.shifted, self.totals = (shared_array(len(x), np.float64) for _ in range(2))
-        self.scores = shared_array((workers, 2), np.float64)
-
-    def _shared_layers(self, sizes: Sequence[int]) -> list[Layer]:
-        kind = self.arithmetic.narrow
-        return [
-            Layer(shared_array((a, b), kind), shared_array(b, kind)) for a, b in pairwise(sizes)
-        ]
+        if config.augmentation:
+            self.ring = np.empty((WINDOW + 2 * DRAWN, self.images.shape[1]), np.uint8)
+            self.gaussians = [gaussian(config.augmentation.smoothness, n) for n in self.shape]
+        self.epoch, self.step, self.best_accuracy = 0, 0, -1.0
+        self.kept: list[Layer] = []
 
     def run(
         self,
@@ -186,220 +139,213 @@ class Training:
         Args:
             on_epoch: called after each epoch.
             save_due: says after an epoch whether the state is to be saved.
-            on_state: called with it then; its arrays are good until `on_state` returns.
-            resume: the state to go on from, saved by a training of the same data and recipe; the
+            on_state: called with it then.
+            resume: the state to go on from, of a training of the same data and configuration; the
                 result is the same as if that had gone on.
 
         Raises:
-            DivergedError: the loss or the weights outgrew what arithmetic can hold.
+            DivergedError: a weight, a delta or the loss outgrew what exact sums can hold.
         """
-        self.resumed = resume
-        # A kernel may compute beyond the edge of a matrix and raise the flag for what it finds
-        # there; real infinities and NaN are caught by the arithmetic's bounds.
-        with np.errstate(invalid="ignore"):
-            kept: list[Layer] = self.crew.run(
-                lambda rank: Worker(self, rank).train(on_epoch, save_due, on_state)
-            )
-        return kept
-
-
-class Part(NamedTuple):
-    """At most 512 images of a batch: a batch's gradient is the sum of its parts'.
-
-    Attributes:
-        images: (samples,) which they are, those used furthest first.
-        labels: (samples,) theirs.
-        rows: those of them that this process prepares and takes note of.
-        looks: how far they are looked at, strip by strip.
-        position: of the first of them in the epoch's order.
-        first: whether they begin a batch.
-        batch: how many images the batch has that they end; 0 if they end none.
-    """
-
-    images: Array
-    labels: Array
-    rows: slice
-    looks: list[Look]
-    position: int
-    first: bool
-    batch: int
-
-
-class Worker:
-    """One process's share of a training run."""
-
-    def __init__(self, training: Training, rank: int) -> None:
-        self.training = training
-        self.crew = training.crew
-        self.rank = rank
-        (W, b), *others = training.start
-        self.share = Share(
-            [Layer(W[training.images.pixels], b), *others],
-            training.arithmetic,
-            training.optimizer,
-            training.regularisation,
-            training.recipe.average,
-            training.board,
-            training.crew,
-            rank,
-        )
-        self.canvas = Scratch()
-
-    def train(
-        self,
-        on_epoch: Callable[[Epoch], None],
-        save_due: Callable[[], bool],
-        on_state: Callable[[State], None],
-    ) -> list[Layer]:
-        """Run all epochs; rank 0 reports them and returns the parameters to keep."""
-        run, recipe = self.training, self.training.recipe
-        done, best = 0, -1.0
-        kept: list[Layer] = []
-        if run.resumed:
-            done, steps, best, grids, moments, whole, kept = run.resumed
-            if isinstance(run.arithmetic, Exact):
-                run.arithmetic.coarsen(grids)
-            for shown, saved in zip(run.board.moments, moments, strict=True):
-                shown[...] = saved
-            self.share.restore(whole, run.images.pixels, steps)
-        for number in range(done + 1, recipe.epochs + 1):
+        if resume:
+            self._restore(resume)
+        with ThreadPoolExecutor(self.threads) as self.pool:
             try:
-                self._epoch(number)
-                parameters, arithmetic = self._parameters_to_score()
-                epoch = self._report(number, parameters, arithmetic)
-            except ExactnessError as error:
-                raise DivergedError(f"training diverged in epoch {number} ({error})") from error
-            if self.rank == 0:
-                if recipe.keep == "last" or epoch.validation_accuracy > best:
-                    best = epoch.validation_accuracy
-                    kept = [Layer(W.copy(), b.copy()) for W, b in parameters]
-                on_epoch(epoch)
-                run.save_now[0] = save_due()
-            self.crew.wait(self.rank)
-            if run.save_now[0]:
-                self.share.save(run.whole, run.images.pixels)
-                self.crew.wait(self.rank)
-                if self.rank == 0:
-                    grids = run.arithmetic.grids if isinstance(run.arithmetic, Exact) else []
-                    steps, moments = self.share.steps, run.board.moments
-                    on_state(State(number, steps, best, grids, moments, run.whole, kept))
-        return kept
-
-    def _epoch(self, number: int) -> None:
-        run, recipe = self.training, self.training.recipe
-        order = np.random.default_rng([recipe.seed, number]).permutation(len(run.labels))
-        if recipe.augmentation:
-            self._draw_deformations(number)
-        parts = self._parts(order)
-        steps = recipe.epochs * -(-len(order) // run.batch_size)
-        for i in range(IMAGE_PLACES - 1):
-            self._prepare(parts, i)
-        self.crew.wait(self.rank)
-        for i, part in enumerate(parts):
-            ahead = partial(self._prepare, parts, i + IMAGE_PLACES - 1)
-            self._learn(part, i, [recipe.seed, number, i, 1], ahead)
-            if part.batch:
-                progress = self.share.steps / steps
-                rate = scheduled(recipe.learning_rate, recipe.schedule, progress, recipe.warm_up)
-                self.share.update(part.batch, rate)
-
-    def _parts(self, order: Array) -> list[Part]:
-        """Cut an epoch's order into batches and these into parts of nearly the same size."""
-        run, size = self.training, self.training.batch_size
-        parts = []
-        for start in range(0, len(order), size):
-            end = min(start + size, len(order))
-            count = -(-(end - start) // LARGEST_PART)
-            edges = [start + (end - start) * part // count for part in range(count + 1)]
-            for first, last in pairwise(edges):
-                images, looks = run.images.in_strips(order[first:last])
-                parts.append(
-                    Part(
-                        images=images,
-                        labels=run.labels[images],
-                        rows=self.crew.share(last - first, self.rank),
-                        looks=looks,
-                        position=first,
-                        first=first == start,
-                        batch=end - start if last == end else 0,
-                    )
+                self._everywhere(
+                    kernels.begin, self.network, self.parameters, self.buffers, self.options
                 )
-        return parts
+                while self.epoch < self.config.epochs:
+                    self.epoch += 1
+                    on_epoch(self._run_epoch())
+                    if save_due():
+                        on_state(self._state())
+            except ExactnessError as error:
+                raise DivergedError(f"training diverged in epoch {self.epoch} ({error})") from error
+            finally:
+                self.buffers.control[STATUS] = STOPPED  # after Ctrl-C, threads may still run
+        return self.kept
 
-    def _prepare(self, parts: Sequence[Part], number: int) -> None:
-        """Show this process's rows of a part's images on the board, if there is such a part."""
-        if number >= len(parts):
-            return
-        run, part = self.training, parts[number]
-        pixels = run.board.pixels[number % IMAGE_PLACES, part.rows]
-        np.take(run.images.x, part.images[part.rows], axis=0, out=pixels, mode="clip")
-        if run.recipe.augmentation:
-            self._deform(pixels, part.position + part.rows.start)
+    def _everywhere(self, task: Callable[..., object], *arguments: object) -> None:
+        """Call a task with the arguments and a rank in every thread.
 
-    def _learn(
-        self, part: Part, number: int, seed: Sequence[int], meanwhile: Callable[[], None]
-    ) -> None:
-        """Let the share learn a part, and note what its images' losses are made of."""
-        run = self.training
-        labels, rows = part.labels, part.rows
-        targets = run.targets.take(labels, axis=0)
-        add = not part.first
-        pieces = self.share.learn(number, part.looks, targets, seed, add, meanwhile)
-        numbers = np.arange(rows.start, rows.stop)
-        here = slice(part.position + rows.start, part.position + rows.stop)
-        run.shifted[here] = pieces.shifted[numbers, labels[rows]]
-        run.totals[here] = pieces.total[rows, 0]
+        Raises:
+            ExactnessError: a kernel found that a bound was exceeded.
+        """
+        control = self.buffers.control
 
-    def _draw_deformations(self, number: int) -> None:
-        """Draw an epoch's deformations, each process its share of them."""
-        run = self.training
-        chunks = range(0, run.groups, _CHUNK)
-        for start in chunks[self.crew.share(len(chunks), self.rank)]:
-            stop = min(start + _CHUNK, run.groups)
-            generator = np.random.default_rng([run.recipe.seed, number, start])
-            drawn = draw(run.recipe.augmentation, stop - start, generator)
-            for shared, new in zip(run.deformations, drawn, strict=True):
-                shared[start:stop] = new
-        self.crew.wait(self.rank)
+        def call(rank: int) -> None:
+            try:
+                task(*arguments, rank)
+            except BaseException:
+                control[STATUS] = STOPPED
+                raise
 
-    def _deform(self, pixels: Array, position: int) -> None:
-        """Deform images in place, group by group, the first at `position` in the epoch's order."""
-        end = position + len(pixels)
-        for group in range(position // GROUP, -(-end // GROUP)):
-            start, stop = max(group * GROUP, position), min((group + 1) * GROUP, end)
-            rows = slice(start - position, stop - position)
-            pixels[rows] = deform(pixels[rows], self.training.deformations, group, self.canvas)
+        for future in [self.pool.submit(call, rank) for rank in range(self.threads)]:
+            future.result()
+        if control[STATUS] != RUNNING:
+            what = "weights" if control[STATUS] == WEIGHTS_TOO_LARGE else "deltas"
+            raise ExactnessError(f"the {what} of layer {control[LAYER] + 1} have grown too large")
 
-    def _parameters_to_score(self) -> tuple[list[Layer], Arithmetic]:
-        """Return the weights that are scored and kept: the averaged ones, if any, on grids."""
-        run, recipe = self.training, self.training.recipe
-        layers = run.layers
-        self.crew.wait(self.rank)
-        self.share.keep_bounds()
-        self.share.show(run.layers, run.images.pixels)
-        self.crew.wait(self.rank)
-        if recipe.batch_normalisation:
-            layers = folded(layers, [Moments(*found) for found in run.board.moments])
-        rounded = not (recipe.average or recipe.dropout or recipe.batch_normalisation)
-        if rounded or not isinstance(run.arithmetic, Exact):
-            return layers, run.arithmetic
-        return on_grids(layers)
-
-    def _report(self, number: int, parameters: list[Layer], arithmetic: Arithmetic) -> Epoch:
-        """Add up the epoch's losses and score the validation set, each process its share."""
-        run = self.training
-        x, y = run.validation
-        mine = self.crew.share(len(x), self.rank)
-        share = score(parameters, x[mine], y[mine], arithmetic)
-        run.scores[self.rank] = share.correct, share.loss_sum
-        self.crew.wait(self.rank)
-        correct = run.scores[:, 0].sum()
-        loss_sum = run.arithmetic.loss_sum(run.scores[:, 1])
-        train_loss_sum = run.arithmetic.loss_sum(log(run.totals) - run.shifted)
-        self.crew.wait(self.rank)
-        return Epoch(
-            number,
-            train_loss_sum / len(run.labels),
-            loss_sum / len(x),
-            float(correct / len(x)),
+    def _run_epoch(self) -> Epoch:
+        config, epoch, count = self.config, self.epoch, len(self.images)
+        order = np.random.default_rng([config.seed, epoch]).permutation(count)
+        plan = self._plan(count)
+        in_ring = bool(config.augmentation)
+        samples = Samples(
+            images=self.ring if in_ring else self.images,
+            rows=np.arange(count) % len(self.ring) if in_ring else order,
+            labels=self.labels[order],
+            targets=self.targets,
+            masks=np.empty((0, 0), np.uint8),
+            shifted=np.empty(count),
+            total=np.empty(count),
+            predictions=np.empty(count, np.int64),
         )
+        self._everywhere(self._learn, order, samples, plan)
+        train_loss = self.arithmetic.loss_sum(log(samples.total) - samples.shifted) / count
+        layers, flat = self._parameters_to_score()
+        validation = self._score(flat)
+        losses = log(validation.total) - validation.shifted
+        correct = int((validation.predictions == validation.labels).sum())
+        accuracy = correct / len(losses)
+        if config.keep == "last" or accuracy > self.best_accuracy:
+            self.best_accuracy, self.kept = accuracy, layers
+        validation_loss = self.arithmetic.loss_sum(losses) / len(losses)
+        return Epoch(epoch, train_loss, validation_loss, accuracy)
+
+    def _plan(self, count: int) -> Plan:
+        """Return an epoch's micro-batches, and the factors of its steps."""
+        config, rows = self.config, []
+        for start in range(0, count, self.batch_size):
+            stop = min(start + self.batch_size, count)
+            samples = stop - start
+            rate = scheduled(config.learning_rate, config.schedule, self.step / self.steps)
+            self.step += 1
+            shrink = 1.0 - rate * config.weight_decay
+            if config.optimizer == "adam":
+                rate *= Adam().bias_correction(self.step)
+            else:
+                rate /= samples
+            ema_decay = min(config.ema_decay, (1.0 + self.step) / (10.0 + self.step))
+            for part in micro_batches(start, stop):
+                rows.append(
+                    (part.start, part.stop, part.start == start, part.stop == stop, rate,
+                     1.0 / samples, config.l2 * samples, shrink, 1.0 - ema_decay)
+                )  # fmt: skip
+        kinds = [np.int64] * 2 + [np.bool_] * 2 + [np.float32] * 5
+        columns = zip(*rows, strict=True)
+        return Plan(*(np.array(c, kind) for c, kind in zip(columns, kinds, strict=True)))
+
+    def _learn(self, order: Array, samples: Samples, plan: Plan, rank: int) -> None:
+        """Take one thread through an epoch, window by window."""
+        drawn = 0
+        for first, last in self._windows(plan):
+            if self.config.augmentation:
+                needed = -(-int(plan.stop[last - 1]) // DRAWN)
+                for chunk in range(drawn, needed):
+                    if chunk % self.threads == rank:
+                        self._deform(order, chunk)
+                drawn = needed
+            if self.config.dropout:
+                samples = samples._replace(masks=self._masks(plan, first, last))
+            part = Plan(*(column[first:last] for column in plan))
+            status = kernels.meet(self.buffers.control, self.threads)
+            if status == RUNNING:
+                status = kernels.learn(
+                    self.network, self.parameters, self.buffers, self.options, samples, part, rank
+                )
+            if status != RUNNING:
+                return
+
+    def _windows(self, plan: Plan) -> Iterator[tuple[int, int]]:
+        """Cut an epoch's micro-batches into windows of about `WINDOW` images, if need be."""
+        if not (self.config.augmentation or self.config.dropout):
+            yield 0, len(plan.start)
+            return
+        first = 0
+        while first < len(plan.start):
+            end = plan.start[first] + WINDOW
+            last = max(first + 1, int(np.searchsorted(plan.stop, end, side="right")))
+            yield first, last
+            first = last
+
+    def _deform(self, order: Array, chunk: int) -> None:
+        """Deform the images whose deformations are drawn together."""
+        config, groups = self.config, -(-len(order) // GROUP)
+        first = chunk * GROUPS_PER_DRAW
+        generator = np.random.default_rng([config.seed, self.epoch, first])
+        count = min(GROUPS_PER_DRAW, groups - first)
+        drawn = draw(config.augmentation, self.shape, count, generator)
+        deform(
+            self.images, order, first * GROUP, self.shape, drawn, config.augmentation.elastic,
+            *self.gaussians, self.ring,
+        )  # fmt: skip
+
+    def _masks(self, plan: Plan, first: int, last: int) -> Array:
+        """Draw the dropout masks of some micro-batches, (samples, hidden units)."""
+        config = self.config
+        masks = []
+        for n in range(first, last):
+            generator = np.random.default_rng([config.seed, self.epoch, n, 1])
+            count = int(plan.stop[n] - plan.start[n])
+            drawn = dropout_masks(config.hidden_sizes, count, config.dropout, generator)
+            masks.append(np.concatenate(drawn, axis=1))
+        return np.concatenate(masks).view(np.uint8)
+
+    def _parameters_to_score(self) -> tuple[list[Layer], Array]:
+        """Return the parameters to score and keep, as layers and as a flat array."""
+        config, parameters = self.config, self.parameters
+        if not config.ema_decay:
+            self._everywhere(
+                kernels.enforce, self.network, parameters, self.buffers, self.options
+            )
+        flat = parameters.average if config.ema_decay else parameters.quantised
+        factors = [1.0] + [1.0 - config.dropout] * len(config.hidden_sizes)
+        layers = layers_of(flat, self.network)
+        layers = [Layer(W * f, b) for (W, b), f in zip(layers, factors, strict=True)]
+        layers = quantised(layers, self.arithmetic.fresh())
+        write_layers(self.scored, self.network, layers)
+        return layers, self.scored
+
+    def _score(self, flat: Array) -> Samples:
+        count = len(self.validation_images)
+        samples = Samples(
+            images=self.validation_images,
+            rows=np.arange(count),
+            labels=self.validation_labels,
+            targets=self.targets,
+            masks=np.empty((0, 0), np.uint8),
+            shifted=np.empty(count),
+            total=np.empty(count),
+            predictions=np.empty(count, np.int64),
+        )
+        options = self.options._replace(dropout=False)
+        self._everywhere(kernels.score, self.network, flat, self.buffers, options, samples)
+        return samples
+
+    def _vectors(self) -> list[Array]:
+        parameters = self.parameters
+        slots = [parameters.slot0, parameters.slot1][: 1 + (self.config.optimizer == "adam")]
+        return [parameters.w, *([parameters.average] if self.config.ema_decay else []), *slots]
+
+    def _state(self) -> State:
+        return State(
+            self.epoch,
+            self.step,
+            self.best_accuracy,
+            self.parameters.quanta.tolist(),
+            [layers_of(vector, self.network) for vector in self._vectors()],
+            self.kept,
+        )
+
+    def _restore(self, state: State) -> None:
+        self.epoch, self.step, self.best_accuracy = state.epoch, state.step, state.best_accuracy
+        self.kept = state.kept
+        self.parameters.quanta[:] = state.weight_quanta
+        for vector, layers in zip(self._vectors(), state.networks, strict=True):
+            write_layers(vector, self.network, layers)
+
+
+def _rows(images: Array) -> Array:
+    """Return images as rows of pixels that kernels take: contiguous, in an array of the usual kind."""
+    rows = np.asarray(images).reshape(len(images), -1)
+    return np.require(rows, np.uint8, ["C", "W"])

@@ -1,0 +1,113 @@
+"""What a trained network makes of images: logits, classes, probabilities, accuracy and loss."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from stages.core import Array
+from stages.core.exact import LARGEST_MICRO_BATCH, PIXELS, Arithmetic, Exact
+from stages.core.network import (
+    Layer,
+    Parameters,
+    cross_entropy,
+    forward,
+    quantised,
+    softmax,
+    softmax_terms,
+)
+
+
+def quantise(parameters: Parameters) -> tuple[list[Layer], Exact]:
+    """Return the layers with exact sums ahead, W quantised, and the arithmetic for them.
+
+    Trained parameters are quantised already and stay as they are.
+
+    Raises:
+        ExactnessError: a weight is not finite or too large.
+    """
+    arithmetic = Exact(len(parameters))
+    return quantised(parameters, arithmetic), arithmetic
+
+
+def logits_of(parameters: Parameters, images: Array, arithmetic: Arithmetic) -> Array:
+    """Return the logits (samples, classes) of any number of images.
+
+    Args:
+        parameters: the layers, W quantised.
+        images: (samples, height, width) or (samples, pixels) uint8; a pixel enters as value / 256.
+        arithmetic: how values are quantised.
+
+    Raises:
+        TypeError: the images are not uint8.
+    """
+    if images.dtype != np.uint8:
+        raise TypeError(f"images are {images.dtype}; must be uint8, from 0 to 255")
+    x = images.reshape(len(images), -1)
+    logits: Array = np.empty((len(x), len(parameters[-1].b)), arithmetic.accumulate_dtype)
+    for start in range(0, len(x), LARGEST_MICRO_BATCH):
+        part = slice(start, start + LARGEST_MICRO_BATCH)
+        batch = np.multiply(x[part], PIXELS.quantum, dtype=arithmetic.compute_dtype)
+        logits[part] = forward(parameters, batch, arithmetic).logits
+    return logits
+
+
+def predict(logits: Array) -> Array:
+    """Return each sample's most probable class, the lowest of a tie: (samples,)."""
+    classes: Array = logits.argmax(axis=1)
+    return classes
+
+
+class Classification(NamedTuple):
+    """Each image's most probable class (samples,) and all probabilities (samples, classes)."""
+
+    digits: Array
+    probabilities: Array
+
+
+def classify(parameters: Parameters, images: Array) -> Classification:
+    """Classify images (samples, height, width) uint8, white ink on black paper as in MNIST.
+
+    Raises:
+        TypeError: the images are not uint8.
+        ExactnessError: a parameter is not finite or too large.
+    """
+    layers, arithmetic = quantise(parameters)
+    logits = logits_of(layers, images, arithmetic)
+    return Classification(predict(logits), softmax(softmax_terms(logits, arithmetic)))
+
+
+class Score(NamedTuple):
+    """How many of `samples` images are classified correctly, and the sum of their losses."""
+
+    samples: int
+    correct: int
+    loss_sum: float
+
+    @property
+    def accuracy(self) -> float:
+        """The fraction classified correctly."""
+        return self.correct / self.samples
+
+    @property
+    def error_rate(self) -> float:
+        """The fraction classified wrongly."""
+        return (self.samples - self.correct) / self.samples
+
+    @property
+    def loss(self) -> float:
+        """The mean cross-entropy."""
+        return self.loss_sum / self.samples
+
+
+def score(parameters: Parameters, images: Array, labels: Array, arithmetic: Arithmetic) -> Score:
+    """Score the network on images (samples, height, width) uint8 with labels (samples,).
+
+    Raises:
+        TypeError: the images are not uint8.
+        ExactnessError: the losses are not finite, or their sum is too large.
+    """
+    logits = logits_of(parameters, images, arithmetic)
+    loss_sum = arithmetic.loss_sum(cross_entropy(softmax_terms(logits, arithmetic), labels))
+    return Score(len(images), int((predict(logits) == labels).sum()), loss_sum)

@@ -1,0 +1,139 @@
+"""The training loop: the definition of every byte of a trained network.
+
+Mini-batch gradient descent, one process, NumPy alone. For each batch: quantise the weights,
+forward, softmax, backward, update, average. Whatever trains faster must return the very same
+parameters; `stages.engine` does, and the tests hold it to this loop bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import count, pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from stages.core import Array
+from stages.core.augmentation import augment
+from stages.core.config import TrainConfig
+from stages.core.data import LabelledImages
+from stages.core.exact import LARGEST_MICRO_BATCH, PIXELS, Arithmetic, Exact, ExactnessError
+from stages.core.network import (
+    Layer,
+    dropout_masks,
+    initialise,
+    losses_and_gradients,
+    one_hot,
+    quantised,
+)
+from stages.core.optimizers import Descent
+from stages.core.prediction import score
+
+
+class DivergedError(ArithmeticError):
+    """The loss or a weight is no longer a finite, reasonable number."""
+
+
+class Epoch(NamedTuple):
+    """An epoch's row of the learning curves, numbered from 1; losses are means."""
+
+    epoch: int
+    train_loss: float
+    validation_loss: float
+    validation_accuracy: float
+
+
+def train(
+    training_set: LabelledImages,
+    validation_set: LabelledImages,
+    config: TrainConfig,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    arithmetic: Arithmetic | None = None,
+) -> list[Layer]:
+    """Train a network and return the parameters to keep.
+
+    Args:
+        training_set: images (samples, height, width) uint8 and labels (samples,), every class
+            present; a pixel enters the network as its value / 256.
+        validation_set: the same; only scored.
+        config: how to train.
+        on_epoch: called after each epoch.
+        arithmetic: exact, unless given.
+
+    Raises:
+        DivergedError: a weight, a delta or the loss outgrew what exact sums can hold.
+    """
+    images, labels = training_set
+    classes = int(labels.max()) + 1
+    sizes = [images[0].size, *config.hidden_sizes, classes]
+    targets = one_hot(np.arange(classes), classes, config.label_smoothing)
+    arithmetic = arithmetic or Exact(len(sizes) - 1)
+    batch_size = len(images) if config.batch_size == "all" else config.batch_size
+    generator = np.random.default_rng(config.seed)
+    parameters = initialise(sizes, config.initialisation, generator, arithmetic.compute_dtype)
+    descent = Descent(parameters, config, steps=config.epochs * -(-len(images) // batch_size))
+    best_accuracy, kept = -1.0, parameters
+    for epoch in range(1, config.epochs + 1):
+        order = np.random.default_rng([config.seed, epoch]).permutation(len(images))
+        x = augment(images[order], config.augmentation, [config.seed, epoch])
+        x, y = x.reshape(len(x), -1), labels[order]
+        losses, micro_batch = np.empty(len(x)), count()
+        try:
+            for start in range(0, len(x), batch_size):
+                stop = min(start + batch_size, len(x))
+                weights = quantised(descent.parameters, arithmetic)
+                gradients: list[Layer] = []
+                for part in micro_batches(start, stop):
+                    masks = masks_of(config, y[part].size, [config.seed, epoch, next(micro_batch)])
+                    inputs = np.multiply(x[part], PIXELS.quantum, dtype=arithmetic.compute_dtype)
+                    losses[part], found = losses_and_gradients(
+                        weights, inputs, y[part], targets, arithmetic, masks
+                    )
+                    gradients = accumulated(gradients, found, arithmetic)
+                descent.update(gradients, stop - start)
+            layers, exact = parameters_to_score(descent, arithmetic)
+            validation = score(layers, *validation_set, exact)
+            train_loss = arithmetic.loss_sum(losses) / len(losses)
+        except ExactnessError as error:
+            raise DivergedError(f"training diverged in epoch {epoch} ({error})") from error
+        if config.keep == "last" or validation.accuracy > best_accuracy:
+            best_accuracy, kept = validation.accuracy, layers
+        on_epoch(Epoch(epoch, train_loss, validation.loss, validation.accuracy))
+    return kept
+
+
+def micro_batches(start: int, stop: int) -> list[slice]:
+    """Cut a batch into parts of nearly equal size, each small enough for an exact gradient."""
+    parts = -(-(stop - start) // LARGEST_MICRO_BATCH)
+    edges = [start + (stop - start) * part // parts for part in range(parts + 1)]
+    return [slice(*edge) for edge in pairwise(edges)]
+
+
+def masks_of(config: TrainConfig, samples: int, seed: list[int]) -> list[Array]:
+    """Return a micro-batch's dropout masks, (samples, units) for each hidden layer, if any."""
+    if not config.dropout:
+        return []
+    generator = np.random.default_rng([*seed, 1])
+    return dropout_masks(config.hidden_sizes, samples, config.dropout, generator)
+
+
+def accumulated(total: list[Layer], found: list[Layer], arithmetic: Arithmetic) -> list[Layer]:
+    """Return the gradients of a batch so far, with those of one more micro-batch."""
+    if total:
+        found = [Layer(*map(np.add, *layers)) for layers in zip(total, found, strict=True)]
+    dtype = arithmetic.compute_dtype
+    return [Layer(W.astype(dtype, copy=False), b.astype(dtype, copy=False)) for W, b in found]
+
+
+def parameters_to_score(descent: Descent, arithmetic: Arithmetic) -> tuple[list[Layer], Arithmetic]:
+    """Return the parameters after an epoch as they are scored and kept, and their arithmetic.
+
+    These are the averaged ones, if there is an average. After dropout, the weights that leave
+    hidden units are scaled to all units being present.
+    """
+    config = descent.config
+    layers = descent.average if config.ema_decay else quantised(descent.parameters, arithmetic)
+    factors = [1.0] + [1.0 - config.dropout] * len(config.hidden_sizes)
+    layers = [Layer(W * f, b.copy()) for (W, b), f in zip(layers, factors, strict=True)]
+    fresh = arithmetic.fresh()
+    return quantised(layers, fresh), fresh

@@ -1,0 +1,121 @@
+"""Augmentation in one compiled pass per group of images: the bytes of `stages.core.augmentation`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stages.core.augmentation import GROUP, NOISE_LEVELS
+from stages.engine.compiler import entry_kernel, exact_kernel, kernel
+
+
+@exact_kernel
+def smooth(noise, down, along, middle, smoothed):
+    """Smooth integers (height, width) along both axes: `_smooth_noise`."""
+    height, width = noise.shape
+    for y in range(height):
+        middle[y, :] = 0.0
+        for k in range(width):
+            value = noise[y, k] / NOISE_LEVELS
+            for x in range(width):
+                middle[y, x] += value * along[k, x]
+    for y in range(height):
+        smoothed[y, :] = 0.0
+        for k in range(height):
+            factor = down[y, k]
+            for x in range(width):
+                smoothed[y, x] += factor * middle[k, x]
+
+
+@kernel
+def displace(x, y, deformations, group, elastic, x_noise, y_noise):
+    """Find where each pixel is read: `coordinates`."""
+    height, width = x.shape
+    sin, cos = deformations.sin[group, 0], deformations.cos[group, 0]
+    x_scale, y_scale = deformations.x_scale[group, 0], deformations.y_scale[group, 0]
+    shear = deformations.shear[group, 0]
+    x_centre, y_centre = (width - 1) / 2.0, (height - 1) / 2.0
+    x_shift = deformations.x_shift[group, 0] + x_centre
+    y_shift = deformations.y_shift[group, 0] + y_centre
+    for row in range(height):
+        v = row - y_centre
+        for column in range(width):
+            u = column - x_centre
+            sheared, scaled = (u + shear * v) * x_scale, v * y_scale
+            to_x = (cos * sheared - sin * scaled) + x_shift
+            to_y = (sin * sheared + cos * scaled) + y_shift
+            if elastic != 0.0:
+                to_x += elastic * x_noise[row, column]
+                to_y += elastic * y_noise[row, column]
+            x[row, column] = min(max(to_x, -1.0), width - 2.0**-20)
+            y[row, column] = min(max(to_y, -1.0), height - 2.0**-20)
+
+
+@kernel
+def interpolate(pixels, x, y, thickness, out):
+    """Read a group's pixels between their neighbours, and thicken: `deform`."""
+    height, width = x.shape
+    steeper, thinner = np.float32(1.0) + thickness, np.float32(1.0) - thickness
+    white = np.float32(255.0)
+    for row in range(height):
+        for column in range(width):
+            left, top = np.floor(x[row, column]), np.floor(y[row, column])
+            right_weight, lower_weight = x[row, column] - left, y[row, column] - top
+            left_weight, upper_weight = 1.0 - right_weight, 1.0 - lower_weight
+            a = np.float32(upper_weight * left_weight)
+            b = np.float32(upper_weight * right_weight)
+            c = np.float32(lower_weight * left_weight)
+            d = np.float32(lower_weight * right_weight)
+            upper, lower = pixels[np.int64(top) + 1], pixels[np.int64(top) + 2]
+            first = np.int64(left) + 1
+            upper_left, upper_right = upper[first], upper[first + 1]
+            lower_left, lower_right = lower[first], lower[first + 1]
+            total = out[row * width + column]
+            for i in range(GROUP):
+                value = upper_left[i] * a
+                value += upper_right[i] * b
+                value += lower_left[i] * c
+                value += lower_right[i] * d
+                if thickness > 0.0:
+                    value = min(value * steeper, white)
+                elif thickness < 0.0:
+                    value = max((value - white) * thinner + white, np.float32(0.0))
+                total[i] = np.uint8(np.rint(value))
+
+
+@entry_kernel
+def deform(images, order, start, shape, deformations, elastic, down, along, deformed):
+    """Deform the images `order[start]`, ... in groups, each with the next deformation.
+
+    Args:
+        images: (samples, height * width) uint8.
+        order: (samples,) the epoch's.
+        start: a multiple of GROUP.
+        shape: (height, width).
+        deformations: as drawn for these groups.
+        elastic: strength of the elastic deformation, 0 for none.
+        down: (height, height) the Gaussian.
+        along: (width, width) the Gaussian.
+        deformed: (rows, height * width) uint8, a ring: image n of the epoch goes to row n % rows.
+    """
+    height, width = shape
+    x, y, middle = np.empty(shape), np.empty(shape), np.empty(shape)
+    x_noise, y_noise = np.empty(shape), np.empty(shape)
+    pixels = np.zeros((height + 2, width + 2, GROUP), np.float32)
+    out = np.empty((height * width, GROUP), np.uint8)
+    for group in range(len(deformations.thickness)):
+        first = start + group * GROUP
+        last = min(first + GROUP, len(order))
+        for n in range(first, last):
+            image = images[order[n]]
+            for row in range(height):
+                for column in range(width):
+                    pixels[row + 1, column + 1, n - first] = image[row * width + column]
+        if elastic != 0.0:
+            smooth(deformations.x_noise[group], down, along, middle, x_noise)
+            smooth(deformations.y_noise[group], down, along, middle, y_noise)
+        displace(x, y, deformations, group, elastic, x_noise, y_noise)
+        interpolate(pixels, x, y, deformations.thickness[group], out)
+        for n in range(first, last):
+            target = deformed[n % len(deformed)]
+            for p in range(height * width):
+                target[p] = out[p, n - first]

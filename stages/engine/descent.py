@@ -1,0 +1,167 @@
+"""The update of `Descent`, and the quanta of the weights, over any rows of them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stages.core.optimizers import Adam
+from stages.engine.compiler import exact_kernel, kernel
+from stages.engine.forward import ANCHOR32
+from stages.engine.parallel import RUNNING, WEIGHTS_TOO_LARGE, barrier, fail
+from stages.engine.products import ZERO
+
+SGD, NESTEROV, ADAM = range(3)
+BETA1, BETA2, EPSILON = np.float32(Adam.beta1), np.float32(Adam.beta2), np.float32(Adam.epsilon)
+REST1, REST2 = np.float32(1.0 - Adam.beta1), np.float32(1.0 - Adam.beta2)
+
+
+@kernel
+def momentum_update(w, gradient, velocity, rate, momentum):
+    """`Momentum.update`."""
+    for j in range(len(w)):
+        velocity[j] = velocity[j] * momentum - gradient[j] * rate
+        w[j] += velocity[j]
+
+
+@kernel
+def nesterov_update(w, gradient, velocity, rate, momentum):
+    """`Momentum.update`, Nesterov's form."""
+    for j in range(len(w)):
+        change = gradient[j] * rate
+        velocity[j] = velocity[j] * momentum - change
+        w[j] = (w[j] - change) + velocity[j] * momentum
+
+
+@kernel
+def adam_update(w, gradient, m, v, rate, mean):
+    """`Adam.update`."""
+    for j in range(len(w)):
+        g = gradient[j] * mean
+        m[j] = m[j] * BETA1 + g * REST1
+        v[j] = v[j] * BETA2 + g * g * REST2
+        w[j] -= m[j] / (np.sqrt(v[j]) + EPSILON) * rate
+
+
+@kernel
+def add_penalty(gradient, w, penalty):
+    """Add the gradient of L2."""
+    for j in range(len(w)):
+        gradient[j] += w[j] * penalty
+
+
+@kernel
+def move_average(average, w, blend):
+    """Move the exponential moving average."""
+    for j in range(len(w)):
+        average[j] += (w[j] - average[j]) * blend
+
+
+@kernel
+def update(parameters, options, plan, n, start, stop, weights):
+    """Take one step with the parameters from offset `start` to `stop`: `Descent.update`.
+
+    `n` is the micro-batch that ends the batch; only weights have a penalty and shrink.
+    """
+    w, gradient = parameters.w[start:stop], parameters.gradient[start:stop]
+    slot0, slot1 = parameters.slot0[start:stop], parameters.slot1[start:stop]
+    if weights and options.l2:
+        add_penalty(gradient, w, plan.penalty[n])
+    if weights and options.weight_decay:
+        w *= plan.shrink[n]
+    if options.optimizer == ADAM:
+        adam_update(w, gradient, slot0, slot1, plan.rate[n], plan.mean[n])
+    elif options.optimizer == NESTEROV:
+        nesterov_update(w, gradient, slot0, plan.rate[n], options.momentum)
+    else:
+        momentum_update(w, gradient, slot0, plan.rate[n], options.momentum)
+    if options.average:
+        move_average(parameters.average[start:stop], w, plan.blend[n])
+    if not weights:
+        parameters.quantised[start:stop] = w
+
+
+@kernel
+def round_to(out, values, anchor):
+    """Round to a quantum, given its anchor."""
+    for j in range(len(values)):
+        out[j] = (values[j] + anchor) - anchor
+
+
+@kernel
+def quantise_weights(network, parameters, options, layer, rank, first, last):
+    """Quantise the rows `first` to `last` of a layer's W, and add up their absolute values."""
+    stride, units = network.stride[layer], network.units[layer]
+    start = network.W[layer] + first * stride
+    stop = network.W[layer] + last * stride
+    anchor = ZERO
+    if options.quantise:
+        anchor = ANCHOR32 * np.float32(parameters.quanta[layer])
+    round_to(parameters.quantised[start:stop], parameters.w[start:stop], anchor)
+    if not options.quantise:
+        return
+    sums = parameters.column_sums[rank, units : units + stride]
+    for row in range(start, stop, stride):
+        add_row_magnitudes(sums, parameters.quantised[row : row + stride])
+    if 0 < layer < len(network.inputs) - 1:
+        for row in range(start, stop, stride):
+            total = row_magnitude(parameters.quantised[row : row + stride])
+            parameters.row_sums[rank, layer] = max(parameters.row_sums[rank, layer], total)
+
+
+@exact_kernel
+def add_row_magnitudes(sums, row):
+    """Add the absolute values of a row to float32 sums of columns."""
+    for j in range(len(row)):
+        sums[j] += abs(row[j])
+
+
+@exact_kernel
+def row_magnitude(row):
+    """Return the sum of the absolute values of a row."""
+    total = 0.0
+    for j in range(len(row)):
+        total += np.float64(abs(row[j]))
+    return total
+
+
+@kernel
+def clear_sums(network, parameters, layer, rank):
+    """Begin new sums of a layer's absolute weights."""
+    units = network.units[layer]
+    parameters.column_sums[rank, units : units + network.stride[layer]] = ZERO
+    parameters.row_sums[rank, layer] = 0.0
+
+
+@kernel
+def enforce_bounds(network, parameters, buffers, options, rank):
+    """Coarsen the weights' quanta until their bounds hold: `Exact.quantise_weights`.
+
+    Every thread sees the same sums and so decides the same.
+    """
+    layers = len(network.inputs)
+    while options.quantise:
+        exceeded = np.zeros(layers, np.bool_)
+        for layer in range(layers):
+            start = network.units[layer]
+            for unit in range(start, start + network.outputs[layer]):
+                total = 0.0
+                for other in range(options.threads):
+                    total += np.float64(parameters.column_sums[other, unit])
+                if not total <= network.weight_bound[layer] * parameters.quanta[layer]:
+                    exceeded[layer] = True
+                    if layer == layers - 1 or not total < np.inf:
+                        fail(buffers.control, WEIGHTS_TOO_LARGE, layer)
+        if not exceeded.any() or barrier(buffers.control, options.threads) != RUNNING:
+            return
+        for layer in range(layers):
+            if exceeded[layer] and rank == 0:
+                parameters.quanta[layer] *= 2.0
+        if barrier(buffers.control, options.threads) != RUNNING:
+            return
+        for layer in range(layers):
+            if exceeded[layer]:
+                clear_sums(network, parameters, layer, rank)
+                first, last = network.rows[layer, rank], network.rows[layer, rank + 1]
+                quantise_weights(network, parameters, options, layer, rank, first, last)
+        if barrier(buffers.control, options.threads) != RUNNING:
+            return

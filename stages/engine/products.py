@@ -1,0 +1,133 @@
+"""Products that visit only what is not zero: an image's bright pixels, a sample's active units.
+
+A layer's inputs are kept as sparse rows (the inputs of each sample), and transposed into sparse
+columns (the samples of each input) for the gradient. All sums here are exact.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stages.engine.compiler import exact_kernel, kernel
+from stages.engine.vectors import row_combination
+
+ZERO = np.float32(0.0)
+
+combine_128, combine_64, combine_32, combine_16 = map(row_combination, (128, 64, 32, 16))
+
+
+@kernel
+def combine_rows(
+    out, o, out_stride, matrix, m, stride, indices, factors, starts, stops, first, last
+):
+    """Multiply sparse rows with a matrix: row r of `out` = factors[k] * matrix row indices[k].
+
+    Rows `first` to `last` of the sparse ones; `stride` columns of the matrix, a multiple of LANES.
+    """
+    column = 0
+    while column < stride:
+        left = stride - column
+        width = 128 if left >= 128 else 64 if left >= 64 else 32 if left >= 32 else 16
+        here, there = o + column, m + column
+        if width == 128:
+            for r in range(first, last):
+                combine_128(out, here, matrix, there, stride, indices, factors, starts[r], stops[r])
+                here += out_stride
+        elif width == 64:
+            for r in range(first, last):
+                combine_64(out, here, matrix, there, stride, indices, factors, starts[r], stops[r])
+                here += out_stride
+        elif width == 32:
+            for r in range(first, last):
+                combine_32(out, here, matrix, there, stride, indices, factors, starts[r], stops[r])
+                here += out_stride
+        else:
+            for r in range(first, last):
+                combine_16(out, here, matrix, there, stride, indices, factors, starts[r], stops[r])
+                here += out_stride
+        column += width
+
+
+@kernel
+def compress_pixels(image, indices, values, start, skip_zeros):
+    """Write an image's bright pixels as a sparse row, and return where it stops."""
+    stop = start
+    for pixel in range(len(image)):
+        indices[stop] = pixel
+        values[stop] = image[pixel]
+        stop += (image[pixel] != 0) or not skip_zeros
+    return stop
+
+
+@kernel
+def compress_activations(a, o, units, indices, values, start, skip_zeros):
+    """Write a sample's active units as a sparse row, and return where it stops."""
+    stop = start
+    for unit in range(units):
+        value = a[o + unit]
+        indices[stop] = unit
+        values[stop] = value
+        stop += (value != ZERO) or not skip_zeros
+    return stop
+
+
+@kernel
+def first_at_least(indices, start, stop, value):
+    """Return where a sorted sparse row first has an index of at least `value`."""
+    while start < stop:
+        middle = (start + stop) >> 1
+        if indices[middle] < value:
+            start = middle + 1
+        else:
+            stop = middle
+    return start
+
+
+@kernel
+def transpose(buffers, layer, count, first, last):
+    """Turn the sparse rows of a layer's inputs into sparse columns, of inputs `first` to `last`."""
+    starts, stops = buffers.column_starts, buffers.column_stops
+    stops[first:last] = 0
+    ranges = np.empty((count, 2), np.int64)
+    for i in range(count):
+        begin, end = buffers.starts[layer, i], buffers.stops[layer, i]
+        ranges[i, 0] = first_at_least(buffers.indices, begin, end, first)
+        ranges[i, 1] = first_at_least(buffers.indices, begin, end, last)
+        for k in range(ranges[i, 0], ranges[i, 1]):
+            stops[buffers.indices[k]] += 1
+    place = first * count
+    for column in range(first, last):
+        starts[column] = place
+        place += stops[column]
+        stops[column] = starts[column]
+    for i in range(count):
+        for k in range(ranges[i, 0], ranges[i, 1]):
+            column = buffers.indices[k]
+            here = stops[column]
+            buffers.column_indices[here] = i
+            buffers.column_values[here] = buffers.values[k]
+            stops[column] = here + 1
+
+
+@exact_kernel
+def dot(a, i, b, j, length):
+    """Return the dot product of two rows."""
+    total = ZERO
+    for k in range(length):
+        total += a[i + k] * b[j + k]
+    return total
+
+
+@exact_kernel
+def add_multiple(total, factor, row):
+    """Add a multiple of a row."""
+    for j in range(len(total)):
+        total[j] += factor * row[j]
+
+
+@exact_kernel
+def add_rows(sums, values, o, stride, count):
+    """Add up the rows of a matrix."""
+    for i in range(count):
+        for j in range(len(sums)):
+            sums[j] += values[o + i * stride + j]
