@@ -1,4 +1,4 @@
-"""Mend what DVC itself does not: part of `make repro`, `make recipe` and `make study`.
+"""Repair what DVC itself does not: part of `make repro`, `make recipe` and `make study`.
 
 DVC writes dvc.lock and .dvc/tmp/rwlock in place, not whole at once. Killed in between, it leaves a
 file that it refuses to read ever after, although it can do without either: it writes dvc.lock
@@ -26,17 +26,17 @@ CACHE = Path(".dvc/cache/files/md5")
 
 
 def main() -> None:
-    """Mend, unless a DVC is at work and may be writing."""
+    """Repair, unless a DVC is at work and may be writing."""
     if not TEMPORARY.exists():
         return  # DVC has never run here
     try:
         with make_lock(TEMPORARY / "lock"), make_lock(TEMPORARY / "rwlock.lock"):
-            mend()
+            repair()
     except LockError:
         return  # which DVC itself will say, better
 
 
-def mend() -> None:
+def repair() -> None:
     """Remove the half-written and the changed files."""
     rwlock = TEMPORARY / "rwlock"
     try:

@@ -29,7 +29,7 @@ from stages.core.network import on_grids, score
 from stages.evaluate import load_test_set
 from stages.pipeline.command import InputError, run
 from stages.pipeline.datasets import load_processed
-from stages.pipeline.files import replacing, save_json
+from stages.pipeline.files import atomic_write, save_json
 from stages.pipeline.params import Params
 from stages.plots import png
 from stages.plots.figures import SIDE, render
@@ -92,7 +92,7 @@ def main() -> None:
         study(arguments.recipe, load_recipe(arguments.recipe), int(arguments.seeds), studies)
     finally:  # after Ctrl-C, too
         if studies:
-            with replacing(PICTURE) as file:
+            with atomic_write(PICTURE) as file:
                 file.write(png.encode(render(picture(studies))))
     print(table(studies))
 

@@ -30,13 +30,13 @@ class InputError(Exception):
 def run(main: Callable[[], None]) -> None:
     """Run a stage's `main` and exit with 0, or with 1 and one line for a bad input.
 
-    A full disk, a missing permission or too little memory is the user's to mend as well, so an
+    A full disk, a missing permission or too little memory is the user's to repair as well, so an
     `OSError` or a `MemoryError` is reported in the same way. Ctrl-C exits with 130, as shells
     expect.
     """
     signal.signal(signal.SIGINT, _interrupt)
     try:
-        with alone(Path(inspect.getfile(main)).stem):
+        with single_instance(Path(inspect.getfile(main)).stem):
             main()
     except InputError as error:
         sys.exit(_one_line(f"error: {error}"))
@@ -86,7 +86,7 @@ def _one_line(text: str) -> str:
 
 
 @contextmanager
-def alone(stage: str) -> Iterator[None]:
+def single_instance(stage: str) -> Iterator[None]:
     """Hold the lock of the named stage in this folder, so that no other instance writes its files.
 
     When DVC is killed, the stage that it started runs on, and the next `dvc repro` starts another.

@@ -1,4 +1,4 @@
-"""Kill `dvc repro` at random moments, run it again, and look at what is left: the kill storm.
+"""Kill `dvc repro` at random moments, run it again, and look at what is left.
 
     python -m tests.checks.crash_test 100           # so many kills, spread over all stages
     python -m tests.checks.crash_test 30 --seed 2   # other moments
@@ -51,13 +51,13 @@ SOURCES = {"keras": lambda: _LOCAL}
 
 @dataclass
 class Tally:
-    """What the storm did and found.
+    """What the crash test did and found.
 
     Attributes:
         kills: how many, by stage and kind.
         attempts: runs of `dvc repro` after the kills, all together.
         waits: how many of those found another instance at work.
-        mended: what `make repro` removed of DVC's own files, half-written.
+        repaired: what `make repro` removed of DVC's own files, half-written.
         torn: outputs found after a kill that were neither the old one nor the new one.
         wrong: runs whose final dvc.lock, outputs or cache differ from the undisturbed run's.
         left: files left over at the end that no undisturbed run leaves.
@@ -67,18 +67,18 @@ class Tally:
     kills: Counter[tuple[str, str]] = field(default_factory=Counter)
     attempts: int = 0
     waits: int = 0
-    mended: list[str] = field(default_factory=list)
+    repaired: list[str] = field(default_factory=list)
     torn: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     left: Counter[str] = field(default_factory=Counter)
     manual: list[str] = field(default_factory=list)
 
     def good(self) -> bool:
-        """Say whether nothing was wrong and nothing had to be mended by hand."""
+        """Say whether nothing was wrong and nothing had to be repaired by hand."""
         return not (self.torn or self.wrong or self.left or self.manual)
 
 
-class Storm:
+class CrashTest:
     """The small project before and after an undisturbed run, and the kills in copies of it."""
 
     def __init__(self, place: Path, seed: int) -> None:
@@ -207,7 +207,7 @@ class Storm:
     def _recover(self, project: Path, name: str) -> None:
         for _ in range(MOST_ATTEMPTS):
             self.tally.attempts += 1
-            mended = subprocess.run(
+            repaired = subprocess.run(
                 [sys.executable, "-m", "tools.repair_dvc"],
                 cwd=project,
                 env=isolated(project),
@@ -215,7 +215,7 @@ class Storm:
                 text=True,
                 check=True,
             )
-            self.tally.mended += [f"{name}: {line}" for line in mended.stdout.splitlines()]
+            self.tally.repaired += [f"{name}: {line}" for line in repaired.stdout.splitlines()]
             with self._repro(project) as dvc:
                 if dvc.wait() == 0:
                     return
@@ -265,7 +265,7 @@ def report(tally: Tally) -> None:
     print(f"\n{kills} kills, {kills} recoveries in {tally.attempts} runs of dvc repro, "
           f"{tally.waits} of which found another instance at work")  # fmt: skip
     for title, found in (
-        ("of DVC's own files half-written, mended by make repro", tally.mended),
+        ("of DVC's own files half-written, repaired by make repro", tally.repaired),
         ("half-written outputs", tally.torn),
         ("wrong final locks, outputs or cache files", tally.wrong),
         ("files left over", [json.dumps(tally.left)] if tally.left else []),
@@ -274,33 +274,33 @@ def report(tally: Tally) -> None:
         print(f"{title}: {len(found)}", *found, sep="\n  ")
 
 
-def storm(kills: int, seed: int) -> Tally:
+def crash_test(kills: int, seed: int) -> Tally:
     """Kill so many times, over all stages and kinds in turn."""
     with tempfile.TemporaryDirectory() as place:
-        weather = Storm(Path(place), seed)
+        test = CrashTest(Path(place), seed)
         every = [(stage, kind) for kind in KINDS for stage in STAGES]
         for number in range(kills):
             if number % len(every) == 0:
-                weather.random.shuffle(every)
+                test.random.shuffle(every)
             start = time.monotonic()
             try:
-                weather.kill(*every[number % len(every)])
+                test.kill(*every[number % len(every)])
             except KeyboardInterrupt:
                 break  # and report what was found so far
             print(f"{number + 1:4} {' '.join(every[number % len(every)]):20} "
                   f"{time.monotonic() - start:5.1f} s", flush=True)  # fmt: skip
-        return weather.tally
+        return test.tally
 
 
 def main() -> int:
-    """Storm as the command line says."""
+    """Run the crash test as the command line says."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("kills", type=int, nargs="?", default=100)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    tally = storm(options.kills, options.seed)
+    tally = crash_test(options.kills, options.seed)
     report(tally)
     return 0 if tally.good() else 1
 
