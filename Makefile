@@ -3,7 +3,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: repro recipe study experiments report test verify bench lint lock
+.PHONY: repro recipe study experiments report push pull test verify bench lint lock
 
 repro: .venv/.ready
 	python -m tools.repair_dvc
@@ -31,6 +31,11 @@ experiments: .venv/.ready
 REV = HEAD
 report: .venv/.ready
 	python -m tools.report -- "$(REV)"
+
+# The run in the workspace and all results in the run cache, through DVC's default remote.
+push pull: .venv/.ready
+	python -m tools.repair_dvc
+	python -m tools.share $@
 
 test: .venv/.ready
 	pytest --cov --cov-report=term:skip-covered

@@ -337,7 +337,7 @@ def test_ctrl_c_ends_training_with_one_line(project: Path, workers: int) -> None
         os.killpg(training.pid, signal.SIGINT)
         _, said = training.communicate(timeout=60)
     assert training.returncode == 130
-    assert said == "interrupted: every file on disk is whole, the old one or the new one\n"
+    assert said == "interrupted: every file on disk is whole, and 'dvc repro' goes on from here\n"
     assert files(project) == before
     assert len(children) == workers - 1 or sys.platform != "linux"
     assert all_gone(children)
@@ -438,7 +438,7 @@ def test_ctrl_c_while_a_stage_is_imported_is_one_line(project: Path) -> None:
     drawing.send_signal(signal.SIGINT)
     _, said = drawing.communicate(timeout=60)
     assert drawing.returncode == 130
-    assert said == "interrupted: every file on disk is whole, the old one or the new one\n"
+    assert said == "interrupted: every file on disk is whole, and 'dvc repro' goes on from here\n"
 
 
 def in_a_place_of_its_own(project: Path, folder: str, options: str) -> str:

@@ -17,7 +17,7 @@ if sys.platform != "win32":
 
 LOCKS = Path(".dvc/tmp")  # which Git and DVC ignore
 PATIENCE = 3.0  # seconds
-INTERRUPTED = "interrupted: every file on disk is whole, the old one or the new one"
+INTERRUPTED = "interrupted: every file on disk is whole, and 'dvc repro' goes on from here"
 
 
 class InputError(Exception):

@@ -4,11 +4,12 @@
     python -m tests.checks.crash_test 30 --seed 2   # other moments
 
 Killed with -9 is the stage, DVC, or both, in a small project that is out of date from some stage
-on. After every kill each output must be the old one or the new one, whole; what `make repro` does,
-repeated until it succeeds, must end with the dvc.lock, byte for byte, and the outputs of a run that
-nothing disturbed. If another instance is still at work, because DVC alone was killed, it is waited
-for. Anything else that stops it counts as a manual step. The exit code is 0 only if there are none,
-and no difference.
+on. DVC removes a stage's outputs before it runs the stage, so after every kill each output must be
+missing, the old one or the new one, whole. What `make repro` does, repeated until it succeeds, must
+end with the dvc.lock, byte for byte, and the outputs of a run that nothing disturbed, and with
+every cached output in DVC's cache. If another instance is still at work, because DVC alone was
+killed, it is waited for. Anything else that stops it counts as a manual step. The exit code is 0
+only if there are none, and no difference.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ class Tally:
         attempts: runs of `dvc repro` after the kills, all together.
         waits: how many of those found another instance at work.
         repaired: what `make repro` removed of DVC's own files, half-written.
-        torn: outputs found after a kill that were neither the old one nor the new one.
+        missing: outputs found after a kill that DVC had removed and no stage had written yet.
+        torn: outputs found after a kill that were neither missing nor the old one nor the new one.
         wrong: runs whose final dvc.lock, outputs or cache differ from the undisturbed run's.
         left: files left over at the end that no undisturbed run leaves.
         manual: what stopped `dvc repro` for good, so that a file had to be removed by hand.
@@ -68,6 +70,7 @@ class Tally:
     attempts: int = 0
     waits: int = 0
     repaired: list[str] = field(default_factory=list)
+    missing: int = 0
     torn: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     left: Counter[str] = field(default_factory=Counter)
@@ -88,11 +91,13 @@ class CrashTest:
 
         self.undisturbed = place / "undisturbed"
         self._make(self.undisturbed)
-        pipeline = yaml.safe_load((self.undisturbed / "dvc.yaml").read_text())["stages"]
-        self.paths = {name: [next(iter(out)) for out in pipeline[name]["outs"]] for name in STAGES}
         self.spans = self._finish(self.undisturbed)
-        self.outputs = self._outputs(self.undisturbed)
         self.lock = (self.undisturbed / "dvc.lock").read_bytes()
+        stages = yaml.safe_load(self.lock)["stages"]
+        self.paths = {name: [out["path"] for out in stages[name]["outs"]] for name in STAGES}
+        self.outputs = self._outputs(self.undisturbed)
+        pipeline = yaml.safe_load((self.undisturbed / "dvc.yaml").read_text())["stages"]
+        self.cached = {name: pipeline[name].get("outs", []) for name in STAGES}
         self.files = self._listed(self.undisturbed)
 
     def kill(self, stage: str, kind: str) -> None:
@@ -108,10 +113,18 @@ class CrashTest:
         self.tally.kills[stage, kind] += 1
         name = f"{sum(self.tally.kills.values())}: {kind} in {stage}"
         for path, content in self._outputs(project).items():
-            if content not in (OLD, self.outputs[path]):
+            if content is None:
+                self.tally.missing += 1
+            elif content not in (OLD, self.outputs[path]):
                 self.tally.torn.append(f"{name}: {path}")
         self._recover(project, name)
         self._compare(project, name)
+        run = STAGES[STAGES.index(stage) :]
+        self.tally.wrong += [
+            f"{name}: {path} is not in the cache"
+            for path in (path for stage in run for path in self.cached[stage])
+            if _md5(self.outputs[path] or b"") not in self._cached(project)
+        ]
         shutil.rmtree(project)
 
     def _make(self, project: Path) -> None:
@@ -236,12 +249,15 @@ class CrashTest:
         self.tally.wrong += [
             f"{name}: {path}" for path in outputs if outputs[path] != self.outputs[path]
         ]
-        cache = project / ".dvc/cache/files/md5"
-        for path in cache.glob("??/*"):
-            md5 = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-            if path.parent.name + path.name != md5:
+        for md5, path in self._cached(project).items():
+            if _md5(path.read_bytes()) != md5:
                 self.tally.wrong.append(f"{name}: {path.relative_to(project)}")
         self.tally.left.update(self._listed(project) - self.files)
+
+    def _cached(self, project: Path) -> dict[str, Path]:
+        """Return the files in DVC's cache by what must be their MD5 sum."""
+        found = (project / ".dvc/cache/files/md5").glob("??/*")
+        return {path.parent.name + path.name: path for path in found}
 
     def _outputs(self, project: Path) -> dict[str, bytes | None]:
         paths = [path for paths in self.paths.values() for path in paths]
@@ -256,6 +272,10 @@ class CrashTest:
         return {str(path) for path in found if not inner & set(path.parts)}
 
 
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
 def report(tally: Tally) -> None:
     """Print the table of kills and what they led to."""
     print(f"\n{'kills':12}" + "".join(f"{kind:>8}" for kind in KINDS))
@@ -263,7 +283,8 @@ def report(tally: Tally) -> None:
         print(f"{stage:12}" + "".join(f"{tally.kills[stage, kind]:8}" for kind in KINDS))
     kills = sum(tally.kills.values())
     print(f"\n{kills} kills, {kills} recoveries in {tally.attempts} runs of dvc repro, "
-          f"{tally.waits} of which found another instance at work")  # fmt: skip
+          f"{tally.waits} of which found another instance at work; {tally.missing} outputs were "
+          "missing after the kills")  # fmt: skip
     for title, found in (
         ("of DVC's own files half-written, repaired by make repro", tally.repaired),
         ("half-written outputs", tally.torn),
