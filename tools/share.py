@@ -6,19 +6,18 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 from dvc.cli import main as dvc
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
-from stages.pipeline.command import InputError, run
+from stages.pipeline.command import InputError, Parser, run
 
 
 def main() -> None:
     """Push or pull, as the command line says."""
-    parser = argparse.ArgumentParser(prog="python -m tools.share", description=__doc__)
+    parser = Parser(prog="python -m tools.share", description=__doc__)
     parser.add_argument("action", choices=["push", "pull"])
     action = parser.parse_args().action
     if status := dvc([action]):

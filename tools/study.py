@@ -8,7 +8,6 @@ the file.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
 from itertools import pairwise
@@ -27,7 +26,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from stages.core.data import CLASSES, Set
 from stages.core.network import on_grids, score
 from stages.evaluate import load_test_set
-from stages.pipeline.command import InputError, run
+from stages.pipeline.command import InputError, Parser, run
 from stages.pipeline.datasets import load_processed
 from stages.pipeline.files import atomic_write, save_json
 from stages.pipeline.params import Params
@@ -81,7 +80,7 @@ Studies = dict[str, Study]
 
 def main() -> None:
     """Train the seeds that are missing and write both reports and the table."""
-    parser = argparse.ArgumentParser(prog="python -m tools.study", description=__doc__)
+    parser = Parser(prog="python -m tools.study", description=__doc__)
     parser.add_argument("recipe", help="its name in recipes.yaml")
     parser.add_argument("seeds", help="how many")
     arguments = parser.parse_args()
