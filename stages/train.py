@@ -129,4 +129,4 @@ def train(
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, no_arguments=True)

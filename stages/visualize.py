@@ -83,4 +83,4 @@ def _columns(path: Path, *names: str) -> Array:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, no_arguments=True)
