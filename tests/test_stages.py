@@ -160,6 +160,29 @@ def test_a_model_that_is_no_network_is_one_clear_line(
 
 
 @pytest.mark.parametrize("name", STAGES)
+def test_a_stage_takes_help_and_refuses_every_other_argument(project: Path, name: str) -> None:
+    def called(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", f"stages.{name}", *arguments],
+            cwd=project,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    before = files(project)
+    helped = called("--help")
+    assert (helped.returncode, helped.stderr) == (0, "")
+    assert f"usage: python -m stages.{name} [-h]" in helped.stdout
+    assert "params.yaml" in helped.stdout
+    for arguments in (["--epochs", "3"], ["train"], ["-x"]):
+        line = complaint(called(*arguments))
+        assert line.startswith(f"python -m stages.{name}: unrecognized arguments: {arguments[0]}")
+    assert files(project) == before
+
+
+@pytest.mark.parametrize("name", STAGES)
 def test_a_stage_without_parameters_says_so(tmp_path: Path, name: str) -> None:
     line = complaint(stage(name, tmp_path))
     assert line.startswith("params.yaml: no such file")
