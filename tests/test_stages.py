@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -312,6 +313,33 @@ def test_a_file_in_a_folders_place_is_named(project: Path, name: str, folder: st
     (project / folder).write_text("in the way")
     assert folder in complaint(stage(name, project))
     assert (project / folder).read_text() == "in the way"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a terminal")
+@pytest.mark.parametrize("columns", [80, 100])
+def test_the_progress_bar_fits_the_terminal(project: Path, columns: int) -> None:
+    import fcntl
+    import pty
+    import termios
+
+    ours, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    command = [sys.executable, "-m", "stages.train"]
+    with subprocess.Popen(
+        command, cwd=project, env=environment(), stdout=terminal, stderr=terminal
+    ) as training:
+        os.close(terminal)
+        shown = b""
+        with suppress(OSError):  # what reading raises after the last writer has gone
+            while piece := os.read(ours, 4096):
+                shown += piece
+        os.close(ours)
+    assert training.returncode == 0
+    lines = [line.strip() for line in re.split(r"[\r\n]+", shown.decode()) if line.strip()]
+    assert max(map(len, lines)) <= columns
+    assert re.fullmatch(
+        r"epoch 2/2 \S+ \d\d:\d\d left, validation loss \d\.\d{4}, accuracy \d\d\.\d\d%", lines[-1]
+    )
 
 
 @contextmanager
