@@ -151,9 +151,13 @@ def test_an_output_that_only_one_side_has_is_a_difference(
 def test_a_stale_commit_gives_exit_code_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = dataclasses.replace(RECORDED, changed=" M dvc.lock\n")
+    found = dataclasses.replace(
+        RECORDED, changed=" M dvc.lock\n", inputs={("train", "stages/core"): "1"}
+    )
     assert run_main(monkeypatch, found=found) == 1
-    assert " M dvc.lock" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert " M dvc.lock" in said
+    assert "  train: stages/core\nso the commit is stale" in said
 
 
 def test_a_difference_names_the_inputs_that_differ_from_the_lock(

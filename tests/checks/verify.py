@@ -169,12 +169,8 @@ def report(expected: Run, found: Run) -> bool:
     if expected.hashes == found.hashes:
         return True
 
-    print("\ndependencies and parameters that are not those of dvc.lock:")
-    causes = [f"  {stage}: {key}" for stage, key in {**expected.inputs, **found.inputs}
-              if expected.inputs.get((stage, key)) != found.inputs.get((stage, key))]  # fmt: skip
-    print(*causes or ["  none"], sep="\n")
-    if causes:
-        print("so the commit is stale: 'dvc repro', then commit dvc.lock and reports/")
+    print()
+    report_inputs(expected, found)
     print("\nmetric differences, recorded and now:")
     names = [name for name in {**expected.metrics, **found.metrics}
              if expected.metrics.get(name) != found.metrics.get(name)]  # fmt: skip
@@ -185,6 +181,16 @@ def report(expected: Run, found: Run) -> bool:
         print(f"  {name}: {value}")
     print("  packages not as locked:", ", ".join(not_as_locked()) or "none")
     return False
+
+
+def report_inputs(expected: Run, found: Run) -> None:
+    """Name the dependencies and parameters that differ, in which case the commit is stale."""
+    print("dependencies and parameters that are not those of dvc.lock:")
+    names = [f"  {stage}: {key}" for stage, key in {**expected.inputs, **found.inputs}
+             if expected.inputs.get((stage, key)) != found.inputs.get((stage, key))]  # fmt: skip
+    print(*names or ["  none"], sep="\n")
+    if names:
+        print("so the commit is stale: 'dvc repro', then commit dvc.lock and reports/")
 
 
 def not_as_locked() -> list[str]:
@@ -224,7 +230,8 @@ def verify(variations: Sequence[Variation], *, quick: bool, cache: Path) -> bool
         if len(variations) == 1 or found.hashes != expected.hashes:
             same &= report(expected, found)
         if found.changed and found.hashes == expected.hashes and not quick:
-            print(f"but the commit is stale, for the run changed:\n{found.changed}")
+            print(f"but the run changed:\n{found.changed}")
+            report_inputs(expected, found)
             same = False
     if uncommitted:
         print(f"\nnot verified, for it is not committed:\n{uncommitted.rstrip()}")
