@@ -1,49 +1,60 @@
-# The front door: `make repro` runs the pipeline, `make test` runs the tests, and `make verify`
-# proves that a clean clone gives the bytes that are committed.
+# The front door: a bare `make` lists the targets.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: repro recipe study experiments report test verify bench lint lock
+.PHONY: help repro recipe study experiments report push pull test verify bench lint lock
 
-repro: .venv/.ready
+help: ## list the targets; times are those of two cores
+	@sed -n 's/^\([a-z ]*\):.*## \(.*\)/make \1	\2/p' Makefile | \
+		awk -F '\t' '{ printf "%-17s %s\n", $$1, $$2 }'
+
+repro: .venv/.ready ## run what is out of date in the pipeline: up to a minute
 	python -m tools.repair_dvc
 	dvc repro
+	@python -m tools.summary
 
-# RECIPE is a name in recipes.yaml. A run becomes the DVC experiment of that name.
+# A run becomes the DVC experiment of the recipe's name.
 RECIPE = default
-recipe: .venv/.ready
+recipe: .venv/.ready ## run RECIPE=name of recipes.yaml as an experiment
 	python -m tools.repair_dvc
 	python -m tools.recipe -- "$(RECIPE)"
+	@python -m tools.summary
 
-# Trains the recipe with seeds 1 to SEEDS and scores each network on the test set, once.
+# Scores the network of each seed from 1 to SEEDS on the test set, once.
 SEEDS = 5
-study: .venv/.ready
+study: .venv/.ready ## train RECIPE=name with the seeds 1 to SEEDS=5
 	python -m tools.repair_dvc
 	dvc repro --quiet preprocess
 	python -m tools.study -- "$(RECIPE)" "$(SEEDS)"
 
-# The best first, in a table that fits a terminal: the parameters that differ, one figure, no hashes.
-experiments: .venv/.ready
+# In a table that fits a terminal: the parameters that differ, one figure, no hashes.
+experiments: .venv/.ready ## rank this commit's experiments, the best first
 	dvc exp show --only-changed --sort-by validation.accuracy --sort-order desc \
 		--drop 'Created|.*(/|error|loss)|(train|test)\.accuracy'
 
-# REV is what the workspace is compared with: a commit, a branch, a tag or an experiment.
 REV = HEAD
-report: .venv/.ready
+report: .venv/.ready ## compare the workspace with REV=HEAD: reports/report.html
 	python -m tools.report -- "$(REV)"
 
-test: .venv/.ready
+push: .venv/.ready ## send data, models and the run cache to DVC's remote
+	python -m tools.repair_dvc
+	python -m tools.share push
+
+pull: .venv/.ready ## get them from there
+	python -m tools.share pull
+
+test: .venv/.ready ## run the tests: about twelve minutes
 	pytest --cov --cov-report=term:skip-covered
 
 # VERIFY="--quick --vary all" runs it under variations; see tests/checks/verify.py.
-verify: .venv/.ready
+verify: .venv/.ready ## run a clean clone of HEAD and compare all bytes: a minute
 	python -m tests.checks.verify $(VERIFY)
 
-# Against other libraries, about eight minutes; BENCH="--quick" takes a few.
-bench: .bench-venv/.ready
+# BENCH="--quick" takes a few minutes.
+bench: .bench-venv/.ready ## train against other libraries: about eight minutes
 	.bench-venv/bin/python -m benchmark.run $(BENCH)
 
-lint: .venv/.ready
+lint: .venv/.ready ## check style and types
 	ruff check
 	ruff format --check
 	mypy
@@ -51,26 +62,27 @@ lint: .venv/.ready
 # Built anew only when a lock file changes. A lock file names everything, so pip need not look for
 # dependencies: it fails on `name[extra]` as soon as the package index has a newer `name`.
 .venv/.ready: requirements.lock requirements-dev.lock
-	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+	@echo "installing 2.6 GB of packages into .venv, 1.9 of them TensorFlow: about three minutes"
+	@$(PYTHON) -m venv .venv
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
 		--no-deps -r requirements.lock -r requirements-dev.lock
-	touch $@
+	@touch $@
 
 # For Linux, pip's configuration must lead to PyTorch's CPU build: the default index has only builds
 # that need CUDA's libraries.
 .bench-venv/.ready: requirements.lock requirements-bench.lock
-	$(PYTHON) -m venv .bench-venv
-	.bench-venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+	@echo "installing the peers into .bench-venv: about three minutes"
+	@$(PYTHON) -m venv .bench-venv
+	@.bench-venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
 		--no-deps -r requirements.lock -r requirements-bench.lock
-	touch $@
+	@touch $@
 
 # The hash of PyTorch's CPU build for Python 3.11 on x86-64 Linux, which the default index lacks.
 TORCH_CPU = sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b
 
-# Pin the newest versions of everything, for every platform at once. Needs uv.
 LOCK = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header --upgrade
-lock:
+lock: ## pin the newest packages for every platform at once; needs uv
 	$(LOCK) pyproject.toml -o requirements.lock
 	$(LOCK) --group dev -c requirements.lock -o requirements-dev.lock
 	$(LOCK) --group bench -c requirements.lock -o requirements-bench.lock

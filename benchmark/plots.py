@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from stages.pipeline.files import replacing
+from stages.pipeline.files import atomic_write
 
 Report = dict[str, Any]
 
@@ -53,7 +53,7 @@ def draw(report: Report, folder: Path) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         figure.savefig(file, format="png", metadata={"Software": None})
 
 

@@ -93,4 +93,4 @@ def load_test_set() -> Set:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, no_arguments=True)

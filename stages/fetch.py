@@ -34,4 +34,4 @@ def report(arrays: Arrays) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, no_arguments=True)

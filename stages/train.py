@@ -101,16 +101,22 @@ def train(
         save_checkpoint(origin, state, curves, checkpoint)
         saved = time.monotonic()
 
-    with tqdm(total=params.epochs, initial=len(curves), unit="epoch", disable=None) as progress:
+    with tqdm(
+        total=params.epochs,
+        initial=len(curves),
+        disable=None,
+        dynamic_ncols=True,
+        bar_format="epoch {n}/{total} {bar} {remaining} left{postfix}",
+    ) as progress:
 
         def on_epoch(epoch: Epoch) -> None:
             raise_lost_interrupt()
             curves.append(epoch)
             summary = (
-                f"train loss {epoch.train_loss:.4f}  validation loss {epoch.validation_loss:.4f}  "
-                f"validation accuracy {epoch.validation_accuracy:.2%}"
+                f"train loss {epoch.train_loss:.4f}, validation loss {epoch.validation_loss:.4f}, "
+                f"accuracy {epoch.validation_accuracy:.2%}"
             )
-            progress.set_postfix_str(summary, refresh=False)
+            progress.set_postfix_str(summary.partition(", ")[2], refresh=False)
             progress.update()
             # Without a terminal there is no bar: about ten plain lines tell the story instead.
             every = -(-params.epochs // 10)
@@ -129,4 +135,4 @@ def train(
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, no_arguments=True)

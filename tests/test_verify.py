@@ -60,8 +60,47 @@ stages:
     }
 
 
+def test_inputs_are_parameters_and_what_no_stage_makes() -> None:
+    lock = """
+schema: '2.0'
+stages:
+  fetch:
+    cmd: python -m stages.fetch
+    deps:
+    - path: stages/fetch.py
+      hash: md5
+      md5: b123
+    params:
+      params.yaml:
+        fetch.sources:
+        - keras
+    outs:
+    - path: data/raw/x.npy
+      hash: md5
+      md5: a123
+  train:
+    cmd: python -m stages.train
+    deps:
+    - path: data/raw/x.npy
+      hash: md5
+      md5: a123
+    params:
+      params.yaml:
+        train.epochs: 3
+    outs: []
+"""
+    assert verify.inputs_in(lock) == {
+        ("fetch", "stages/fetch.py"): "b123",
+        ("fetch", "fetch.sources"): ["keras"],
+        ("train", "train.epochs"): 3,
+    }
+
+
 def run_main(
-    monkeypatch: pytest.MonkeyPatch, *arguments: str, found: verify.Run | Exception
+    monkeypatch: pytest.MonkeyPatch,
+    *arguments: str,
+    found: verify.Run | Exception,
+    status: str = "",
 ) -> int:
     def pipeline(*_: object, **__: object) -> verify.Run:
         if isinstance(found, Exception):
@@ -70,7 +109,7 @@ def run_main(
 
     monkeypatch.setattr(verify, "recorded", lambda: RECORDED)
     monkeypatch.setattr(verify, "pipeline", pipeline)
-    monkeypatch.setattr(verify, "git", lambda *_, **__: "")
+    monkeypatch.setattr(verify, "git", lambda *_, **__: status)
     monkeypatch.setattr(sys, "argv", ["verify.py", *arguments])
     return verify.main()
 
@@ -112,9 +151,40 @@ def test_an_output_that_only_one_side_has_is_a_difference(
 def test_a_stale_commit_gives_exit_code_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = dataclasses.replace(RECORDED, changed=" M dvc.lock\n")
+    found = dataclasses.replace(
+        RECORDED, changed=" M dvc.lock\n", inputs={("train", "stages/core"): "1"}
+    )
     assert run_main(monkeypatch, found=found) == 1
-    assert " M dvc.lock" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert " M dvc.lock" in said
+    assert "  train: stages/core\nso the commit is stale" in said
+
+
+def test_a_difference_names_the_inputs_that_differ_from_the_lock(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    old = {("train", "stages/core"): "1", ("train", "train.epochs"): 60, ("fetch", "x"): "1"}
+    new = old | {("train", "stages/core"): "2", ("train", "train.epochs"): 3}
+    expected = dataclasses.replace(RECORDED, inputs=old)
+    assert not verify.report(expected, dataclasses.replace(DIFFERENT, inputs=new))
+    said = capsys.readouterr().out
+    assert "not those of dvc.lock:\n  train: stages/core\n  train: train.epochs\n" in said
+    assert "the commit is stale" in said
+
+    assert not verify.report(expected, dataclasses.replace(DIFFERENT, inputs=old))
+    said = capsys.readouterr().out
+    assert "not those of dvc.lock:\n  none\n" in said
+    assert "stale" not in said
+
+
+def test_what_is_not_committed_is_told_at_the_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main(monkeypatch, found=RECORDED, status=" M params.yaml\n") == 0
+    *_, title, path, _, verdict = capsys.readouterr().out.splitlines()
+    assert title == "not verified, for it is not committed:"
+    assert path == " M params.yaml"
+    assert verdict == "identical: yes"
 
 
 def test_a_failing_stage_gives_exit_code_1_and_what_it_printed(

@@ -5,7 +5,6 @@ A run replaces the experiment of that name on the same commit, but only once it 
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import sys
@@ -18,7 +17,7 @@ from dvc.cli import main as dvc
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
-from stages.pipeline.command import InputError, run
+from stages.pipeline.command import InputError, Parser, run
 from stages.pipeline.params import PARAMS, Params, load_params, read_document, validated
 
 RECIPES = Path("recipes.yaml")
@@ -26,7 +25,7 @@ RECIPES = Path("recipes.yaml")
 
 def main() -> None:
     """Run the recipe that the command line names."""
-    parser = argparse.ArgumentParser(prog="python -m tools.recipe", description=__doc__)
+    parser = Parser(prog="python -m tools.recipe", description=__doc__)
     parser.add_argument("recipe", help=f"its name in {RECIPES}")
     name = parser.parse_args().recipe
     arguments = settings(load_params(), load_recipe(name))

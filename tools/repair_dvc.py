@@ -1,11 +1,15 @@
-"""Mend what DVC itself does not: part of `make repro`, `make recipe` and `make study`.
+"""Repair what DVC itself does not: part of `make repro`, `make recipe`, `make study`, `make push`.
 
-DVC writes dvc.lock and .dvc/tmp/rwlock in place, not whole at once. Killed in between, it leaves a
-file that it refuses to read ever after, although it can do without either: it writes dvc.lock
-anew, and takes results it already has from its cache.
+DVC removes a stage's outputs before it runs the stage. If the stage is then killed or refuses a
+parameter, the old ones are in DVC's cache: `dvc repro` restores them as soon as the parameters are
+the old ones again, `git restore . && dvc checkout` at once. What is not there is made anew.
 
-It also believes that a file in its cache is what it once was. One that has changed, by a flipped
-bit, would be restored and used; without it, DVC makes it again, or pulls it.
+That needs files that DVC can read. It writes dvc.lock and .dvc/tmp/rwlock in place, not whole at
+once. Killed in between, it leaves a file that it refuses to read ever after, although it can do
+without either: it writes dvc.lock anew, and takes results it already has from its cache.
+
+And it needs a cache that is what it was, which DVC believes without looking. A file that has
+changed, by a flipped bit, would be restored and used; without it, DVC makes it again, or pulls it.
 """
 
 from __future__ import annotations
@@ -26,17 +30,17 @@ CACHE = Path(".dvc/cache/files/md5")
 
 
 def main() -> None:
-    """Mend, unless a DVC is at work and may be writing."""
+    """Repair, unless a DVC is at work and may be writing."""
     if not TEMPORARY.exists():
         return  # DVC has never run here
     try:
         with make_lock(TEMPORARY / "lock"), make_lock(TEMPORARY / "rwlock.lock"):
-            mend()
+            repair()
     except LockError:
         return  # which DVC itself will say, better
 
 
-def mend() -> None:
+def repair() -> None:
     """Remove the half-written and the changed files."""
     rwlock = TEMPORARY / "rwlock"
     try:

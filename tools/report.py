@@ -29,7 +29,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from stages.pipeline.command import InputError, run
-from stages.pipeline.files import replacing
+from stages.pipeline.files import atomic_write
 
 REPORT = Path("reports/report.html")
 TEMPLATE = Path(__file__).with_suffix(".html")
@@ -67,7 +67,7 @@ def main() -> None:
             text = page(Side(revision, old), Side("the workspace", new))
     except DvcException as error:
         raise InputError(_line(error)) from None
-    with replacing(REPORT) as file:
+    with atomic_write(REPORT) as file:
         file.write(text.encode())
     print(REPORT)
 

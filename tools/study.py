@@ -8,7 +8,6 @@ the file.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
 from itertools import pairwise
@@ -27,9 +26,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from stages.core.data import CLASSES, Set
 from stages.core.network import on_grids, score
 from stages.evaluate import load_test_set
-from stages.pipeline.command import InputError, run
+from stages.pipeline.command import InputError, Parser, run
 from stages.pipeline.datasets import load_processed
-from stages.pipeline.files import replacing, save_json
+from stages.pipeline.files import atomic_write, save_json
 from stages.pipeline.params import Params
 from stages.plots import png
 from stages.plots.figures import SIDE, render
@@ -81,7 +80,7 @@ Studies = dict[str, Study]
 
 def main() -> None:
     """Train the seeds that are missing and write both reports and the table."""
-    parser = argparse.ArgumentParser(prog="python -m tools.study", description=__doc__)
+    parser = Parser(prog="python -m tools.study", description=__doc__)
     parser.add_argument("recipe", help="its name in recipes.yaml")
     parser.add_argument("seeds", help="how many")
     arguments = parser.parse_args()
@@ -92,7 +91,7 @@ def main() -> None:
         study(arguments.recipe, load_recipe(arguments.recipe), int(arguments.seeds), studies)
     finally:  # after Ctrl-C, too
         if studies:
-            with replacing(PICTURE) as file:
+            with atomic_write(PICTURE) as file:
                 file.write(png.encode(render(picture(studies))))
     print(table(studies))
 

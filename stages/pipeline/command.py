@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import os
 import signal
@@ -11,13 +12,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 if sys.platform != "win32":
     import fcntl
 
 LOCKS = Path(".dvc/tmp")  # which Git and DVC ignore
 PATIENCE = 3.0  # seconds
-INTERRUPTED = "interrupted: every file on disk is whole, the old one or the new one"
+INTERRUPTED = "interrupted: every file on disk is whole, and 'dvc repro' goes on from here"
 
 
 class InputError(Exception):
@@ -27,16 +29,31 @@ class InputError(Exception):
     """
 
 
-def run(main: Callable[[], None]) -> None:
-    """Run a stage's `main` and exit with 0, or with 1 and one line for a bad input.
+class Parser(argparse.ArgumentParser):
+    """A parser of the command line whose refusal is an `InputError`, one line like every other."""
 
-    A full disk, a missing permission or too little memory is the user's to mend as well, so an
+    def error(self, message: str) -> NoReturn:
+        """Refuse the command line."""
+        raise InputError(f"{self.prog}: {message}; --help says what is allowed")
+
+
+def run(main: Callable[[], None], *, no_arguments: bool = False) -> None:
+    """Run a script's `main` and exit with 0, or with 1 and one line for a bad input.
+
+    With `no_arguments`, as for a stage, the command line may only ask for help.
+
+    A full disk, a missing permission or too little memory is the user's to repair as well, so an
     `OSError` or a `MemoryError` is reported in the same way. Ctrl-C exits with 130, as shells
     expect.
     """
     signal.signal(signal.SIGINT, _interrupt)
+    name = Path(inspect.getfile(main)).stem
     try:
-        with alone(Path(inspect.getfile(main)).stem):
+        if no_arguments:
+            about = (sys.modules[main.__module__].__doc__ or "").partition("\n\n")[0]
+            epilog = "Its parameters are in params.yaml, and 'dvc repro' runs it when it is due."
+            Parser(prog=f"python -m stages.{name}", description=about, epilog=epilog).parse_args()
+        with single_instance(name):
             main()
     except InputError as error:
         sys.exit(_one_line(f"error: {error}"))
@@ -86,7 +103,7 @@ def _one_line(text: str) -> str:
 
 
 @contextmanager
-def alone(stage: str) -> Iterator[None]:
+def single_instance(stage: str) -> Iterator[None]:
     """Hold the lock of the named stage in this folder, so that no other instance writes its files.
 
     When DVC is killed, the stage that it started runs on, and the next `dvc repro` starts another.

@@ -21,7 +21,7 @@ Array = NDArray[Any]
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file beside `path`; move it over `path` only when all went well.
 
     A reader sees the old file or the whole new one, whatever interrupts the write. What a killed
@@ -48,7 +48,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 def save_array(path: Path, array: Array) -> None:
     """Write one array as `.npy`."""
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         np.save(file, array, allow_pickle=False)
 
 
@@ -86,7 +86,7 @@ def save_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
     `np.savez` streams each array into the archive, and how Python's zipfile marks a stream's size
     has changed between its patch releases; a member of known size looks the same in all.
     """
-    with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
+    with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:
         for name, array in arrays.items():
             member = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
             member.create_system = 3  # Unix, on every system
@@ -117,13 +117,13 @@ def load_arrays(path: Path) -> dict[str, Array]:
 
 def save_json(path: Path, document: Mapping[str, Any]) -> None:
     """Write a JSON document, keys in the order given; NaN and infinity are refused."""
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write((json.dumps(document, indent=2, allow_nan=False) + "\n").encode())
 
 
 def save_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a table as CSV with LF line ends on every platform."""
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         lines = csv.writer(_Utf8(file), lineterminator="\n")
         lines.writerow(header)
         lines.writerows(rows)

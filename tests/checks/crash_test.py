@@ -1,14 +1,15 @@
-"""Kill `dvc repro` at random moments, run it again, and look at what is left: the kill storm.
+"""Kill `dvc repro` at random moments, run it again, and look at what is left.
 
     python -m tests.checks.crash_test 100           # so many kills, spread over all stages
     python -m tests.checks.crash_test 30 --seed 2   # other moments
 
 Killed with -9 is the stage, DVC, or both, in a small project that is out of date from some stage
-on. After every kill each output must be the old one or the new one, whole; what `make repro` does,
-repeated until it succeeds, must end with the dvc.lock, byte for byte, and the outputs of a run that
-nothing disturbed. If another instance is still at work, because DVC alone was killed, it is waited
-for. Anything else that stops it counts as a manual step. The exit code is 0 only if there are none,
-and no difference.
+on. DVC removes a stage's outputs before it runs the stage, so after every kill each output must be
+missing, the old one or the new one, whole. What `make repro` does, repeated until it succeeds, must
+end with the dvc.lock, byte for byte, and the outputs of a run that nothing disturbed, and with
+every cached output in DVC's cache. If another instance is still at work, because DVC alone was
+killed, it is waited for. Anything else that stops it counts as a manual step. The exit code is 0
+only if there are none, and no difference.
 """
 
 from __future__ import annotations
@@ -51,14 +52,15 @@ SOURCES = {"keras": lambda: _LOCAL}
 
 @dataclass
 class Tally:
-    """What the storm did and found.
+    """What the crash test did and found.
 
     Attributes:
         kills: how many, by stage and kind.
         attempts: runs of `dvc repro` after the kills, all together.
         waits: how many of those found another instance at work.
-        mended: what `make repro` removed of DVC's own files, half-written.
-        torn: outputs found after a kill that were neither the old one nor the new one.
+        repaired: what `make repro` removed of DVC's own files, half-written.
+        missing: outputs found after a kill that DVC had removed and no stage had written yet.
+        torn: outputs found after a kill that were neither missing nor the old one nor the new one.
         wrong: runs whose final dvc.lock, outputs or cache differ from the undisturbed run's.
         left: files left over at the end that no undisturbed run leaves.
         manual: what stopped `dvc repro` for good, so that a file had to be removed by hand.
@@ -67,18 +69,19 @@ class Tally:
     kills: Counter[tuple[str, str]] = field(default_factory=Counter)
     attempts: int = 0
     waits: int = 0
-    mended: list[str] = field(default_factory=list)
+    repaired: list[str] = field(default_factory=list)
+    missing: int = 0
     torn: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     left: Counter[str] = field(default_factory=Counter)
     manual: list[str] = field(default_factory=list)
 
     def good(self) -> bool:
-        """Say whether nothing was wrong and nothing had to be mended by hand."""
+        """Say whether nothing was wrong and nothing had to be repaired by hand."""
         return not (self.torn or self.wrong or self.left or self.manual)
 
 
-class Storm:
+class CrashTest:
     """The small project before and after an undisturbed run, and the kills in copies of it."""
 
     def __init__(self, place: Path, seed: int) -> None:
@@ -88,11 +91,13 @@ class Storm:
 
         self.undisturbed = place / "undisturbed"
         self._make(self.undisturbed)
-        pipeline = yaml.safe_load((self.undisturbed / "dvc.yaml").read_text())["stages"]
-        self.paths = {name: [next(iter(out)) for out in pipeline[name]["outs"]] for name in STAGES}
         self.spans = self._finish(self.undisturbed)
-        self.outputs = self._outputs(self.undisturbed)
         self.lock = (self.undisturbed / "dvc.lock").read_bytes()
+        stages = yaml.safe_load(self.lock)["stages"]
+        self.paths = {name: [out["path"] for out in stages[name]["outs"]] for name in STAGES}
+        self.outputs = self._outputs(self.undisturbed)
+        pipeline = yaml.safe_load((self.undisturbed / "dvc.yaml").read_text())["stages"]
+        self.cached = {name: pipeline[name].get("outs", []) for name in STAGES}
         self.files = self._listed(self.undisturbed)
 
     def kill(self, stage: str, kind: str) -> None:
@@ -108,10 +113,18 @@ class Storm:
         self.tally.kills[stage, kind] += 1
         name = f"{sum(self.tally.kills.values())}: {kind} in {stage}"
         for path, content in self._outputs(project).items():
-            if content not in (OLD, self.outputs[path]):
+            if content is None:
+                self.tally.missing += 1
+            elif content not in (OLD, self.outputs[path]):
                 self.tally.torn.append(f"{name}: {path}")
         self._recover(project, name)
         self._compare(project, name)
+        run = STAGES[STAGES.index(stage) :]
+        self.tally.wrong += [
+            f"{name}: {path} is not in the cache"
+            for path in (path for stage in run for path in self.cached[stage])
+            if _md5(self.outputs[path] or b"") not in self._cached(project)
+        ]
         shutil.rmtree(project)
 
     def _make(self, project: Path) -> None:
@@ -207,7 +220,7 @@ class Storm:
     def _recover(self, project: Path, name: str) -> None:
         for _ in range(MOST_ATTEMPTS):
             self.tally.attempts += 1
-            mended = subprocess.run(
+            repaired = subprocess.run(
                 [sys.executable, "-m", "tools.repair_dvc"],
                 cwd=project,
                 env=isolated(project),
@@ -215,7 +228,7 @@ class Storm:
                 text=True,
                 check=True,
             )
-            self.tally.mended += [f"{name}: {line}" for line in mended.stdout.splitlines()]
+            self.tally.repaired += [f"{name}: {line}" for line in repaired.stdout.splitlines()]
             with self._repro(project) as dvc:
                 if dvc.wait() == 0:
                     return
@@ -236,12 +249,15 @@ class Storm:
         self.tally.wrong += [
             f"{name}: {path}" for path in outputs if outputs[path] != self.outputs[path]
         ]
-        cache = project / ".dvc/cache/files/md5"
-        for path in cache.glob("??/*"):
-            md5 = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-            if path.parent.name + path.name != md5:
+        for md5, path in self._cached(project).items():
+            if _md5(path.read_bytes()) != md5:
                 self.tally.wrong.append(f"{name}: {path.relative_to(project)}")
         self.tally.left.update(self._listed(project) - self.files)
+
+    def _cached(self, project: Path) -> dict[str, Path]:
+        """Return the files in DVC's cache by what must be their MD5 sum."""
+        found = (project / ".dvc/cache/files/md5").glob("??/*")
+        return {path.parent.name + path.name: path for path in found}
 
     def _outputs(self, project: Path) -> dict[str, bytes | None]:
         paths = [path for paths in self.paths.values() for path in paths]
@@ -256,6 +272,10 @@ class Storm:
         return {str(path) for path in found if not inner & set(path.parts)}
 
 
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
 def report(tally: Tally) -> None:
     """Print the table of kills and what they led to."""
     print(f"\n{'kills':12}" + "".join(f"{kind:>8}" for kind in KINDS))
@@ -263,9 +283,10 @@ def report(tally: Tally) -> None:
         print(f"{stage:12}" + "".join(f"{tally.kills[stage, kind]:8}" for kind in KINDS))
     kills = sum(tally.kills.values())
     print(f"\n{kills} kills, {kills} recoveries in {tally.attempts} runs of dvc repro, "
-          f"{tally.waits} of which found another instance at work")  # fmt: skip
+          f"{tally.waits} of which found another instance at work; {tally.missing} outputs were "
+          "missing after the kills")  # fmt: skip
     for title, found in (
-        ("of DVC's own files half-written, mended by make repro", tally.mended),
+        ("of DVC's own files half-written, repaired by make repro", tally.repaired),
         ("half-written outputs", tally.torn),
         ("wrong final locks, outputs or cache files", tally.wrong),
         ("files left over", [json.dumps(tally.left)] if tally.left else []),
@@ -274,33 +295,33 @@ def report(tally: Tally) -> None:
         print(f"{title}: {len(found)}", *found, sep="\n  ")
 
 
-def storm(kills: int, seed: int) -> Tally:
+def crash_test(kills: int, seed: int) -> Tally:
     """Kill so many times, over all stages and kinds in turn."""
     with tempfile.TemporaryDirectory() as place:
-        weather = Storm(Path(place), seed)
+        test = CrashTest(Path(place), seed)
         every = [(stage, kind) for kind in KINDS for stage in STAGES]
         for number in range(kills):
             if number % len(every) == 0:
-                weather.random.shuffle(every)
+                test.random.shuffle(every)
             start = time.monotonic()
             try:
-                weather.kill(*every[number % len(every)])
+                test.kill(*every[number % len(every)])
             except KeyboardInterrupt:
                 break  # and report what was found so far
             print(f"{number + 1:4} {' '.join(every[number % len(every)]):20} "
                   f"{time.monotonic() - start:5.1f} s", flush=True)  # fmt: skip
-        return weather.tally
+        return test.tally
 
 
 def main() -> int:
-    """Storm as the command line says."""
+    """Run the crash test as the command line says."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("kills", type=int, nargs="?", default=100)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    tally = storm(options.kills, options.seed)
+    tally = crash_test(options.kills, options.seed)
     report(tally)
     return 0 if tally.good() else 1
 

@@ -155,10 +155,12 @@ def run_python(
     folder: Path,
     variation: Variation = UNCHANGED,
     machine: Machine | None = None,
+    on_line: Callable[[str], None] = lambda line: None,
 ) -> str:
     """Run Python in a folder, under a variation, and return what it prints on standard output.
 
-    Whatever ends this, Ctrl-C too, ends all processes that it started.
+    Each line is also given to `on_line` as it comes. Whatever ends this, Ctrl-C too, ends all
+    processes that it started.
 
     Raises:
         StageFailedError: it exited with another code than 0.
@@ -167,31 +169,37 @@ def run_python(
     changed = {
         name: value.format(folder=folder.parent) for name, value in variation.environment.items()
     }
-    process = subprocess.Popen(
-        [*machine.python, *arguments],
-        cwd=folder,
-        env=environment(**machine.environment, **changed),
-        umask=variation.umask,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-        preexec_fn=_use_one_core if variation.one_core else None,
-    )
-    try:
-        output, errors = process.communicate()
-    except BaseException:
-        # DVC's stages and the workers are in its process group, and may start one more meanwhile.
-        with suppress(ProcessLookupError):
-            for _ in range(100):
-                os.killpg(process.pid, signal.SIGKILL)
-                process.poll()
-                time.sleep(0.05)
-        raise
-    if process.returncode != 0:
-        raise StageFailedError(output + errors)
+    output = ""
+    with tempfile.TemporaryFile("w+", errors="replace") as errors:
+        process = subprocess.Popen(
+            [*machine.python, *arguments],
+            cwd=folder,
+            env=environment(**machine.environment, **changed),
+            umask=variation.umask,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+            preexec_fn=_use_one_core if variation.one_core else None,
+        )
+        try:
+            for line in process.stdout or ():
+                output += line
+                on_line(line)
+            process.wait()
+        except BaseException:
+            # DVC's stages and the workers are in its process group, and may start one more.
+            with suppress(ProcessLookupError):
+                for _ in range(100):
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.poll()
+                    time.sleep(0.05)
+            raise
+        if process.returncode != 0:
+            errors.seek(0)
+            raise StageFailedError(output + errors.read())
     return output
 
 

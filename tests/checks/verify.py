@@ -17,9 +17,10 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -43,6 +44,9 @@ QUICK = {"train": {"epochs": 2}}
 Hashes = dict[tuple[str, str], str]
 """The MD5 sum of each output, by its stage and its path."""
 
+Inputs = dict[tuple[str, str], Any]
+"""The MD5 sum of each dependency that no stage makes, and the value of each parameter, likewise."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -50,6 +54,7 @@ class Run:
 
     Attributes:
         hashes: of all outputs, as dvc.lock has them.
+        inputs: what they were made from, likewise.
         metrics: reports/metrics.json, flat: `test.accuracy` and so on.
         changed: the clone's files that differ from what is committed.
         machine: what it ran on.
@@ -57,6 +62,7 @@ class Run:
 
     hashes: Hashes
     metrics: dict[str, float]
+    inputs: Inputs = field(default_factory=dict)
     changed: str = ""
     machine: dict[str, str] | None = None
 
@@ -71,6 +77,22 @@ def hashes_in(lock: str) -> Hashes:
     }
 
 
+def inputs_in(lock: str) -> Inputs:
+    """Return the dependencies that no stage makes, and the parameters, from a dvc.lock's text."""
+    made = {path for _, path in hashes_in(lock)}
+    stages = yaml.safe_load(lock)["stages"]
+    return {
+        (name, key): value
+        for name, stage in stages.items()
+        for found in (
+            {dependency["path"]: dependency["md5"] for dependency in stage.get("deps", [])},
+            *stage.get("params", {}).values(),
+        )
+        for key, value in found.items()
+        if key not in made
+    }
+
+
 def metrics_in(text: str) -> dict[str, float]:
     """Return the figures of a metrics.json by names such as `test.accuracy`."""
     return {
@@ -82,7 +104,8 @@ def metrics_in(text: str) -> dict[str, float]:
 
 def recorded() -> Run:
     """Return what is committed."""
-    return Run(hashes_in(git("show", f"HEAD:{LOCK}")), metrics_in(git("show", f"HEAD:{METRICS}")))
+    lock, metrics = (git("show", f"HEAD:./{path}") for path in (LOCK, METRICS))
+    return Run(hashes_in(lock), metrics_in(metrics), inputs_in(lock))
 
 
 def pipeline(variation: Variation, *, quick: bool, cache: Path) -> Run:
@@ -90,8 +113,11 @@ def pipeline(variation: Variation, *, quick: bool, cache: Path) -> Run:
     machine = variation.machine(cache) if variation.machine else Machine()
     with tempfile.TemporaryDirectory() as place:
         clone, folder = Path(place) / "clone", Path(place) / variation.folder
-        git("clone", "--quiet", ROOT, clone, umask=variation.umask)
+        # The project may be a folder of a larger repository.
+        repository, prefix = git("rev-parse", "--show-toplevel", "--show-prefix").splitlines()
+        git("clone", "--quiet", repository, clone, umask=variation.umask)
         copy_tree(clone, folder, backwards=variation.backwards)
+        folder /= prefix
         for _, output in hashes_in((folder / LOCK).read_text()):
             (folder / output).unlink(missing_ok=True)
         (folder / LOCK).unlink()
@@ -99,15 +125,23 @@ def pipeline(variation: Variation, *, quick: bool, cache: Path) -> Run:
             set_parameters(folder, QUICK)
 
         def python(*arguments: str | Path) -> str:
-            return run_python(arguments, folder, variation, machine)
+            return run_python(arguments, folder, variation, machine, tell_stage)
 
         python("-m", "dvc", "repro", "--no-run-cache")
+        lock = (folder / LOCK).read_text()
         return Run(
-            hashes_in((folder / LOCK).read_text()),
+            hashes_in(lock),
             metrics_in((folder / METRICS).read_text()),
-            git("-C", folder, "status", "--short"),
+            inputs_in(lock),
+            git("-C", folder, "status", "--short", "--", "."),
             json.loads(python(ROOT / "tests/checks/machines.py")),
         )
+
+
+def tell_stage(line: str) -> None:
+    """Print the stage's name if DVC's line says that one starts."""
+    if started := re.match(r"Running stage '(\w+)'", line):
+        print(started[1], end=" ", flush=True)
 
 
 def git(*arguments: str | Path, umask: int = -1) -> str:
@@ -135,6 +169,8 @@ def report(expected: Run, found: Run) -> bool:
     if expected.hashes == found.hashes:
         return True
 
+    print()
+    report_inputs(expected, found)
     print("\nmetric differences, recorded and now:")
     names = [name for name in {**expected.metrics, **found.metrics}
              if expected.metrics.get(name) != found.metrics.get(name)]  # fmt: skip
@@ -145,6 +181,16 @@ def report(expected: Run, found: Run) -> bool:
         print(f"  {name}: {value}")
     print("  packages not as locked:", ", ".join(not_as_locked()) or "none")
     return False
+
+
+def report_inputs(expected: Run, found: Run) -> None:
+    """Name the dependencies and parameters that differ, in which case the commit is stale."""
+    print("dependencies and parameters that are not those of dvc.lock:")
+    names = [f"  {stage}: {key}" for stage, key in {**expected.inputs, **found.inputs}
+             if expected.inputs.get((stage, key)) != found.inputs.get((stage, key))]  # fmt: skip
+    print(*names or ["  none"], sep="\n")
+    if names:
+        print("so the commit is stale: 'dvc repro', then commit dvc.lock and reports/")
 
 
 def not_as_locked() -> list[str]:
@@ -162,8 +208,9 @@ def not_as_locked() -> list[str]:
 
 def verify(variations: Sequence[Variation], *, quick: bool, cache: Path) -> bool:
     """Run the pipeline under each variation, report, and say whether all outputs were the same."""
-    if git("status", "--short"):
-        print("what is not committed is not verified")
+    uncommitted = git("status", "--short", "--", ".")
+    commit = git("rev-parse", "--short", "HEAD").strip()
+    print(f"running all stages in a clean clone of {commit}: about a minute for each run")
     expected = pipeline(UNCHANGED, quick=True, cache=cache) if quick else recorded()
     ran, same = 0, True
     for variation in variations:
@@ -177,14 +224,17 @@ def verify(variations: Sequence[Variation], *, quick: bool, cache: Path) -> bool
             print(f"not run: {error}")
             continue
         count = sum(found.hashes.get(key) == value for key, value in expected.hashes.items())
-        print(f"{count} of {len({**expected.hashes, **found.hashes})} outputs identical, "
+        print(f"\n{count} of {len({**expected.hashes, **found.hashes})} outputs identical, "
               f"{time.monotonic() - start:.0f} s")  # fmt: skip
         ran += 1
         if len(variations) == 1 or found.hashes != expected.hashes:
             same &= report(expected, found)
         if found.changed and found.hashes == expected.hashes and not quick:
-            print(f"but the commit is stale, for the run changed:\n{found.changed}")
+            print(f"but the run changed:\n{found.changed}")
+            report_inputs(expected, found)
             same = False
+    if uncommitted:
+        print(f"\nnot verified, for it is not committed:\n{uncommitted.rstrip()}")
     return same and ran > 0
 
 
