@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.core.data import CLASSES, Set, flatten
 from stages.core.exact import ExactnessError
 from stages.core.metrics import class_metrics, confusion_matrix
-from stages.core.network import logits_of, on_grids, predict, score, softmax
+from stages.core.network import softmax, softmax_terms
+from stages.core.prediction import logits_of, predict, quantise, score
 from stages.pipeline.command import InputError, run
-from stages.pipeline.datasets import load_processed, load_raw
+from stages.pipeline.datasets import CLASSES, load_processed, load_raw
 from stages.pipeline.files import save_arrays, save_csv, save_json
 from stages.pipeline.model_file import load_model
 from stages.pipeline.params import load_params
@@ -38,8 +38,8 @@ def evaluate() -> None:
     Raises:
         ExactnessError: the model's numbers are too large.
     """
-    x_test, y_test = load_test_set()
-    parameters, arithmetic = on_grids(load_model(MODEL, inputs=x_test.shape[1], classes=CLASSES))
+    x_test, y_test = load_raw("test")
+    parameters, arithmetic = quantise(load_model(MODEL, inputs=x_test[0].size, classes=CLASSES))
 
     metrics = {}
     for name, (x, y) in (
@@ -75,21 +75,11 @@ def evaluate() -> None:
     save_arrays(
         Path("data/scored.npz"),
         {
-            "images": x_test,
+            "images": x_test.reshape(len(x_test), -1),
             "labels": y_test,
-            "probabilities": softmax(logits, arithmetic).astype(np.float32),
+            "probabilities": softmax(softmax_terms(logits, arithmetic)).astype(np.float32),
         },
     )
-
-
-def load_test_set() -> Set:
-    """Read the test set, x (samples, 784) uint8 and y (samples,).
-
-    Raises:
-        InputError: it is missing, or not what a set of labelled images must be.
-    """
-    images, labels = load_raw("test")
-    return flatten(images), labels
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ converted and scaled in 62 us instead of 95, since a pixel is fetched as a byte.
 
 from __future__ import annotations
 
-from stages.core.data import DataError, flatten, stratified_split
+from stages.core.data import DataError, stratified_split
 from stages.pipeline.command import InputError, run
 from stages.pipeline.datasets import PROCESSED, RAW, load_raw
 from stages.pipeline.files import save_array
@@ -24,7 +24,7 @@ def main() -> None:
     except DataError as error:
         raise InputError(f"{RAW}/y_train.npy: {error}") from None
     for name, chosen in (("train", kept), ("validation", held_out)):
-        save_array(PROCESSED / f"x_{name}.npy", flatten(images[chosen]))
+        save_array(PROCESSED / f"x_{name}.npy", images[chosen].reshape(len(chosen), -1))
         save_array(PROCESSED / f"y_{name}.npy", labels[chosen])
         print(f"{name}: {len(chosen)} images of {images[0].size} pixels")
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
+from stages.core import training as textbook
 from stages.core.augmentation import Augmentation
-from stages.core.data import Set, joined
+from stages.core.config import TrainConfig
+from stages.core.data import LabelledImages, joined
 from stages.core.exact import ExactnessError
 from stages.core.network import Layer
-from stages.engine.crew import CrewError
-from stages.engine.training import DivergedError, Epoch, Recipe, State, Training
+from stages.core.state import State
+from stages.core.training import DivergedError, Epoch
 from stages.pipeline import threads
-from stages.pipeline.checkpoint import CHECKPOINT, load_checkpoint, origin_of, save_checkpoint
+from stages.pipeline.checkpoint import CHECKPOINT, fingerprint_of, load_checkpoint, save_checkpoint
 from stages.pipeline.command import InputError, raise_lost_interrupt, run
 from stages.pipeline.datasets import load_processed
 from stages.pipeline.files import save_csv
@@ -54,38 +58,37 @@ def main() -> None:
 
 
 def train(
-    params: TrainParams, train: Set, validation: Set, checkpoint: Path, section: str
+    params: TrainParams,
+    training_set: LabelledImages,
+    validation_set: LabelledImages,
+    checkpoint: Path,
+    section: str,
 ) -> Trained:
     """Train a network, telling its progress.
 
     Args:
         params: how.
-        train: the training set.
-        validation: the validation set, which is trained on too if the parameters say so.
-        checkpoint: what to go on from, if it is there and of this very training, and what to
-            write now and then; the caller removes it, once the result is safe.
-        section: where the parameters stand, the file and the section, for a refusal to name.
+        training_set: images and labels.
+        validation_set: the same, trained on too if the parameters say so.
+        checkpoint: where an interrupted training of the same parameters, data and code goes on
+            from, and where its state is saved now and then; the caller removes it, once the result
+            is safe.
+        section: the file and section of the parameters, for a refusal to name.
 
     Raises:
-        InputError: the starting weights are too large, the training diverged, or one of its
-            processes ended early.
+        InputError: the initial weights are too large, or the training diverged.
     """
     settings = params.model_dump()
-    origin = origin_of(settings, [*train, *validation])
+    images_and_labels = [*training_set, *validation_set]
     if settings.pop("include_validation"):
-        train = joined(train, validation)
+        training_set = joined(training_set, validation_set)
     augmentation = Augmentation(**settings.pop("augmentation"))
-    recipe = Recipe(**settings, augmentation=augmentation)
-    try:
-        training = Training(train, validation, recipe, workers=threads.worker_count())
-    except ExactnessError as error:
-        raise InputError(
-            f"{section}.initialisation: {recipe.initialisation}: must be he or glorot with so "
-            f"many hidden units ({error})"
-        ) from None
+    config = TrainConfig(**settings, augmentation=augmentation)
+    engine = threads.load_engine()
+    fingerprint = fingerprint_of(params.model_dump(), images_and_labels)
     curves: list[Epoch] = []
-    resume = None
-    match load_checkpoint(origin, checkpoint):
+    resume: State | None = None
+    match load_checkpoint(fingerprint, checkpoint) if engine else None:
         case str(reason):
             print(reason, flush=True)
         case (state, curves):
@@ -98,40 +101,59 @@ def train(
 
     def on_state(state: State) -> None:
         nonlocal saved
-        save_checkpoint(origin, state, curves, checkpoint)
+        save_checkpoint(fingerprint, state, curves, checkpoint)
         saved = time.monotonic()
 
+    with progress_bar(params.epochs, len(curves)) as show:
+
+        def on_epoch(epoch: Epoch) -> None:
+            raise_lost_interrupt()
+            curves.append(epoch)
+            show(epoch)
+
+        try:
+            if engine:
+                training = engine.Training(
+                    training_set, validation_set, config, threads.worker_count()
+                )
+                parameters = training.run(on_epoch, save_due, on_state, resume)
+            else:
+                parameters = textbook.train(training_set, validation_set, config, on_epoch)
+        except DivergedError as error:
+            raise InputError(
+                f"{section}.learning_rate: {params.learning_rate:g}: must be smaller: {error}"
+            ) from None
+        except ExactnessError as error:
+            raise InputError(
+                f"{section}.initialisation: {params.initialisation}: must be he or glorot with so "
+                f"many hidden units ({error})"
+            ) from None
+    return Trained(parameters, curves, resumed=resume is not None)
+
+
+@contextmanager
+def progress_bar(epochs: int, done: int) -> Iterator[Callable[[Epoch], None]]:
+    """Show a bar on a terminal, or else about ten lines in all; yield what is told each epoch."""
     with tqdm(
-        total=params.epochs,
-        initial=len(curves),
+        total=epochs,
+        initial=done,
         disable=None,
         dynamic_ncols=True,
         bar_format="epoch {n}/{total} {bar} {remaining} left{postfix}",
     ) as progress:
 
-        def on_epoch(epoch: Epoch) -> None:
-            raise_lost_interrupt()
-            curves.append(epoch)
+        def show(epoch: Epoch) -> None:
             summary = (
                 f"train loss {epoch.train_loss:.4f}, validation loss {epoch.validation_loss:.4f}, "
                 f"accuracy {epoch.validation_accuracy:.2%}"
             )
             progress.set_postfix_str(summary.partition(", ")[2], refresh=False)
             progress.update()
-            # Without a terminal there is no bar: about ten plain lines tell the story instead.
-            every = -(-params.epochs // 10)
-            if progress.disable and (epoch.epoch % every == 0 or epoch.epoch == params.epochs):
-                print(f"epoch {epoch.epoch:4d}/{params.epochs}  {summary}", flush=True)
+            every = -(-epochs // 10)
+            if progress.disable and (epoch.epoch % every == 0 or epoch.epoch == epochs):
+                print(f"epoch {epoch.epoch:4d}/{epochs}  {summary}", flush=True)
 
-        try:
-            parameters = training.run(on_epoch, save_due, on_state, resume)
-        except DivergedError as error:
-            raise InputError(
-                f"{section}.learning_rate: {params.learning_rate:g}: must be smaller: {error}"
-            ) from None
-        except CrewError as error:
-            raise InputError(str(error)) from None
-    return Trained(parameters, curves, resumed=resume is not None)
+        yield show
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.core.augmentation import Augmentation, augmented
+from stages.core.augmentation import Augmentation, deform, draw
 from stages.pipeline.command import InputError, run
 from stages.pipeline.datasets import load_raw
 from stages.pipeline.files import Array, atomic_write, load_arrays, load_csv
@@ -30,10 +30,12 @@ def main() -> None:
         CURVES, "train_loss", "validation_loss", "validation_accuracy"
     )
     training_images, training_labels = load_raw("train")
-    originals = training_images[:COLUMNS].reshape(COLUMNS, -1)
+    originals = training_images[:COLUMNS]
     augmentation = Augmentation(**params.train.augmentation.model_dump())
     generator = np.random.default_rng(params.train.seed)
-    deformed = np.stack([augmented(originals, augmentation, generator) for _ in range(ROWS)])
+    shape, rows = originals.shape[1:], range(ROWS)
+    drawn = [draw(augmentation, shape, groups=1, generator=generator) for _ in rows]
+    deformed = np.stack([deform(originals, one, augmentation) for one in drawn])
 
     for name, figure in (
         (

@@ -23,11 +23,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from stages.core.data import CLASSES, Set
-from stages.core.network import on_grids, score
-from stages.evaluate import load_test_set
+from stages.core.data import LabelledImages
+from stages.core.prediction import quantise, score
 from stages.pipeline.command import InputError, Parser, run
-from stages.pipeline.datasets import load_processed
+from stages.pipeline.datasets import CLASSES, load_processed, load_raw
 from stages.pipeline.files import atomic_write, save_json
 from stages.pipeline.params import Params
 from stages.plots import png
@@ -129,7 +128,7 @@ def study(name: str, params: Params, seeds: int, studies: Studies) -> None:
     missing = [seed for seed in range(1, seeds + 1) if seed not in done]
     if not missing:
         return
-    sets, test_set = (load_processed("train"), load_processed("validation")), load_test_set()
+    sets, test_set = (load_processed("train"), load_processed("validation")), load_raw("test")
     for seed in missing:
         print(f"{name}: seed {seed} of {seeds}", flush=True)
         results = [*results, trained_and_scored(name, params, seed, *sets, test_set)]
@@ -139,7 +138,12 @@ def study(name: str, params: Params, seeds: int, studies: Studies) -> None:
 
 
 def trained_and_scored(
-    name: str, params: Params, seed: int, training_set: Set, validation_set: Set, test_set: Set
+    name: str,
+    params: Params,
+    seed: int,
+    training_set: LabelledImages,
+    validation_set: LabelledImages,
+    test_set: LabelledImages,
 ) -> Result:
     """Train a recipe with a seed and score the network that is kept.
 
@@ -150,7 +154,7 @@ def trained_and_scored(
     seeded = params.train.model_copy(update={"seed": seed})
     trained = train(seeded, training_set, validation_set, CHECKPOINT, f"{RECIPES}: {name}: train")
     seconds = time.perf_counter() - start
-    parameters, arithmetic = on_grids(trained.parameters)
+    parameters, arithmetic = quantise(trained.parameters)
     validation, test = (score(parameters, *labelled, arithmetic)
                         for labelled in (validation_set, test_set))  # fmt: skip
     return Result(

@@ -61,6 +61,7 @@ def train(
         arithmetic: exact, unless given.
 
     Raises:
+        ExactnessError: the initial weights are too large.
         DivergedError: a weight, a delta or the loss outgrew what exact sums can hold.
     """
     images, labels = training_set
@@ -72,7 +73,7 @@ def train(
     generator = np.random.default_rng(config.seed)
     parameters = initialise(sizes, config.initialisation, generator, arithmetic.compute_dtype)
     descent = Descent(parameters, config, steps=config.epochs * -(-len(images) // batch_size))
-    best_accuracy, kept = -1.0, parameters
+    best_accuracy, kept = -1.0, quantised(parameters, arithmetic)
     for epoch in range(1, config.epochs + 1):
         order = np.random.default_rng([config.seed, epoch]).permutation(len(images))
         x = augment(images[order], config.augmentation, [config.seed, epoch])

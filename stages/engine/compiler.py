@@ -21,9 +21,9 @@ from typing import Any
 # Numba reads it when it is first imported, and imports the class when it first compiles.
 os.environ["NUMBA_CACHE_LOCATOR_CLASSES"] = f"{__name__}.SourceHashLocator"
 
-import numba  # noqa: E402
-import numpy as np  # noqa: E402
-from numba.core.caching import _CacheLocator  # noqa: E402
+import numba
+import numpy as np
+from numba.core.caching import _CacheLocator
 
 HERE = Path(__file__).parent
 SOURCES = (HERE, HERE.parent / "core")
@@ -55,7 +55,7 @@ def _cache_roots() -> Iterator[Path]:
     yield Path(tempfile.gettempdir()) / f"cache-{getattr(os, 'getuid', int)()}"
 
 
-class SourceHashLocator(_CacheLocator):  # type: ignore[misc]
+class SourceHashLocator(_CacheLocator):
     """Tells Numba where a kernel's compiled code is, wherever the checkout lies."""
 
     def __init__(self, py_file: str) -> None:
@@ -88,7 +88,5 @@ exact_kernel: Kernel = numba.njit(
 )
 """For exact sums alone: neither their order nor fusing changes a bit of them."""
 
-entry_kernel: Kernel = numba.njit(
-    nogil=True, error_model="numpy", cache=cache_folder() is not None
-)
+entry_kernel: Kernel = numba.njit(nogil=True, error_model="numpy", cache=cache_folder() is not None)
 """What Python calls; its compiled code, with that of all kernels it calls, is cached."""

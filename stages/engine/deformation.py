@@ -1,4 +1,4 @@
-"""Augmentation in one compiled pass per group of images: the bytes of `stages.core.augmentation`."""
+"""Augmentation, one compiled pass per group of images: as `stages.core.augmentation`."""
 
 from __future__ import annotations
 

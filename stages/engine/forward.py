@@ -96,9 +96,7 @@ def forward(network, w, buffers, options, samples, start, first, last, mask_row)
                 network.saturation[layer + 1], network.quantum[layer + 1],
             )  # fmt: skip
             if options.dropout:
-                keep_units(
-                    buffers.activations, here, units, samples.masks[mask_row + i], mask
-                )
+                keep_units(buffers.activations, here, units, samples.masks[mask_row + i], mask)
             begin = network.sparse[layer + 1] + i * units
             buffers.starts[layer + 1, i] = begin
             buffers.stops[layer + 1, i] = compress_activations(

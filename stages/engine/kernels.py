@@ -41,7 +41,6 @@ def learn_weights(network, parameters, buffers, options, plan, n, layer, rank):
     """Find the gradient of this thread's rows of W, and update them if the batch ends."""
     first, last = network.rows[layer, rank], network.rows[layer, rank + 1]
     output, stride = len(network.inputs) - 1, network.stride[layer]
-    count = plan.stop[n] - plan.start[n]
     if plan.last[n]:
         clear_sums(network, parameters, layer, rank)
     rows = max(1, BLOCK // stride)
@@ -124,9 +123,7 @@ def learn(network, parameters, buffers, options, samples, plan, rank):
                         network, parameters.quantised, buffers, layer, count, first, last
                     )
                 quantise_columns(network, buffers, options, layer - 1, count, first, last)
-                learn_biases(
-                    network, parameters, buffers, options, plan, n, layer - 1, first, last
-                )
+                learn_biases(network, parameters, buffers, options, plan, n, layer - 1, first, last)
             learn_weights(network, parameters, buffers, options, plan, n, layer, rank)
             if barrier(control, threads) != RUNNING:
                 break

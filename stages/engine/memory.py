@@ -69,9 +69,7 @@ def _offsets(counts: Array) -> Array:
     return np.concatenate([[0], np.cumsum(counts)[:-1]])
 
 
-def allocate_parameters(
-    network: Network, threads: int, average: bool, slots: int
-) -> Parameters:
+def allocate_parameters(network: Network, threads: int, average: bool, slots: int) -> Parameters:
     """Return room for the parameters, zeros; without an average or a second slot, none for it."""
     size = int(network.b[-1] + network.stride[-1])
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from stages.core.elementary import log
 from stages.core.exact import LARGEST_MICRO_BATCH, Arithmetic, Exact, ExactnessError, Plain
 from stages.core.network import Layer, dropout_masks, initialise, one_hot, quantised
 from stages.core.optimizers import Adam, scheduled
+from stages.core.state import State
 from stages.core.training import DivergedError, Epoch, micro_batches
 from stages.engine import kernels
 from stages.engine.deformation import deform
@@ -42,26 +42,6 @@ WINDOW = 4 * DRAWN
 
 LEAST_ROWS = 128
 """Of the buffers, so that scoring takes many samples at once whatever the batch size."""
-
-
-class State(NamedTuple):
-    """All that a training needs to go on after an epoch, whatever the number of threads.
-
-    Attributes:
-        epoch: how many epochs are done.
-        step: how many steps are done.
-        best_accuracy: the validation accuracy of the parameters kept so far.
-        weight_quanta: of each layer.
-        networks: the parameters, their average, and each of the optimizer's slots.
-        kept: the parameters kept so far.
-    """
-
-    epoch: int
-    step: int
-    best_accuracy: float
-    weight_quanta: list[float]
-    networks: list[list[Layer]]
-    kept: list[Layer]
 
 
 class Training:
@@ -104,9 +84,7 @@ class Training:
         generator = np.random.default_rng(config.seed)
         start = initialise(sizes, config.initialisation, generator)
         slots = Adam.slots if config.optimizer == "adam" else 1
-        self.parameters = allocate_parameters(
-            self.network, threads, bool(config.ema_decay), slots
-        )
+        self.parameters = allocate_parameters(self.network, threads, bool(config.ema_decay), slots)
         for vector in (self.parameters.w, self.parameters.average):
             write_layers(vector, self.network, start)
         self.scored = np.zeros_like(self.parameters.w)
@@ -144,6 +122,7 @@ class Training:
                 result is the same as if that had gone on.
 
         Raises:
+            ExactnessError: the initial weights are too large.
             DivergedError: a weight, a delta or the loss outgrew what exact sums can hold.
         """
         if resume:
@@ -159,6 +138,8 @@ class Training:
                     if save_due():
                         on_state(self._state())
             except ExactnessError as error:
+                if self.epoch == 0:
+                    raise
                 raise DivergedError(f"training diverged in epoch {self.epoch} ({error})") from error
             finally:
                 self.buffers.control[STATUS] = STOPPED  # after Ctrl-C, threads may still run
@@ -295,9 +276,7 @@ class Training:
         """Return the parameters to score and keep, as layers and as a flat array."""
         config, parameters = self.config, self.parameters
         if not config.ema_decay:
-            self._everywhere(
-                kernels.enforce, self.network, parameters, self.buffers, self.options
-            )
+            self._everywhere(kernels.enforce, self.network, parameters, self.buffers, self.options)
         flat = parameters.average if config.ema_decay else parameters.quantised
         factors = [1.0] + [1.0 - config.dropout] * len(config.hidden_sizes)
         layers = layers_of(flat, self.network)
@@ -346,6 +325,6 @@ class Training:
 
 
 def _rows(images: Array) -> Array:
-    """Return images as rows of pixels that kernels take: contiguous, in an array of the usual kind."""
+    """Return images as contiguous rows of pixels, in a writable array as kernels take it."""
     rows = np.asarray(images).reshape(len(images), -1)
     return np.require(rows, np.uint8, ["C", "W"])

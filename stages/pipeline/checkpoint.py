@@ -1,7 +1,7 @@
 """The training's checkpoint: what an interrupted `train` stage goes on from.
 
 It lies where Git and DVC ignore everything and is no output: it changes no hash, and the stage
-removes it at its end. It counts only for the very same training: each of its `origin`'s parts (the
+removes it at its end. It counts only for the very same training: each part of its fingerprint (the
 parameters, the data, the code) must have the same digest.
 """
 
@@ -17,16 +17,17 @@ from typing import Any
 import numpy as np
 
 from stages.core.network import Layer
-from stages.engine.training import Epoch, State
+from stages.core.state import State
+from stages.core.training import Epoch
 from stages.pipeline.command import InputError
 from stages.pipeline.files import Array, load_arrays, save_arrays
 
 CHECKPOINT = Path(".dvc/tmp/train.checkpoint.npz")
 
-Origin = Mapping[str, str]
+Fingerprint = Mapping[str, str]
 
 
-def origin_of(settings: Mapping[str, Any], arrays: Sequence[Array]) -> Origin:
+def fingerprint_of(settings: Mapping[str, Any], arrays: Sequence[Array]) -> Fingerprint:
     """Return a digest of all that decides a training's result: parameters, data and code."""
     data = hashlib.sha256()
     for array in arrays:
@@ -45,26 +46,27 @@ def origin_of(settings: Mapping[str, Any], arrays: Sequence[Array]) -> Origin:
     }
 
 
-def save_checkpoint(origin: Origin, state: State, curves: Sequence[Epoch], path: Path) -> None:
+def save_checkpoint(
+    fingerprint: Fingerprint, state: State, curves: Sequence[Epoch], path: Path
+) -> None:
     """Write the state after an epoch, with the curves up to it."""
-    layers = [layer for network in (*state.whole, state.kept) for layer in network]
+    layers = [layer for network in (*state.networks, state.kept) for layer in network]
     arrays = {f"array{i}": array for i, array in enumerate(a for layer in layers for a in layer)}
     save_arrays(
         path,
         {
-            **{name: np.array(digest) for name, digest in origin.items()},
+            **{name: np.array(digest) for name, digest in fingerprint.items()},
             "curves": np.array(curves, np.float64),
-            "done": np.array([state.epoch, state.steps]),
-            "best": np.array(state.best),
-            "grids": np.array(state.grids),
-            "moments": np.concatenate(state.moments, axis=1),
+            "done": np.array([state.epoch, state.step]),
+            "best_accuracy": np.array(state.best_accuracy),
+            "weight_quanta": np.array(state.weight_quanta),
             "layers": np.array(len(state.kept)),
             **arrays,
         },
     )
 
 
-def load_checkpoint(origin: Origin, path: Path) -> tuple[State, list[Epoch]] | str | None:
+def load_checkpoint(fingerprint: Fingerprint, path: Path) -> tuple[State, list[Epoch]] | str | None:
     """Return the state and the curves to go on from.
 
     Returns:
@@ -74,24 +76,16 @@ def load_checkpoint(origin: Origin, path: Path) -> tuple[State, list[Epoch]] | s
         return None
     try:
         arrays = load_arrays(path)
-        others = [name for name in origin if str(arrays[name]) != origin[name]]
+        others = [name for name in fingerprint if str(arrays[name]) != fingerprint[name]]
         if others:
-            return f"{path}: ignored: of other {' and '.join(others)}"
+            return f"{path}: ignored: it was made with other {' and '.join(others)}"
         flat = [arrays[f"array{i}"] for i in range(sum(n.startswith("array") for n in arrays))]
         layers = [Layer(W, b) for W, b in zip(flat[::2], flat[1::2], strict=True)]
         size = int(arrays["layers"])
-        *whole, kept = (layers[i : i + size] for i in range(0, len(layers), size))
-        epoch, steps = arrays["done"].tolist()
-        ends = np.cumsum([len(b) for _, b in kept[:-1]])
-        state = State(
-            epoch,
-            steps,
-            float(arrays["best"]),
-            arrays["grids"].tolist(),
-            np.split(arrays["moments"], ends[:-1], axis=1),
-            whole,
-            kept,
-        )
+        *networks, kept = (layers[i : i + size] for i in range(0, len(layers), size))
+        epoch, step = arrays["done"].tolist()
+        best_accuracy, quanta = float(arrays["best_accuracy"]), arrays["weight_quanta"].tolist()
+        state = State(epoch, step, best_accuracy, quanta, networks, kept)
         curves = [Epoch(int(n), *map(float, losses)) for n, *losses in arrays["curves"]]
     except (InputError, KeyError, ValueError) as error:
         return f"{path}: ignored: damaged ({error})"

@@ -60,7 +60,7 @@ def load_array(path: Path, *, memory_map: bool = False) -> Array:
     """
     with _reading(path, "a readable .npy array"):
         if memory_map:
-            return np.lib.format.open_memmap(path, mode="r")
+            return np.lib.format.open_memmap(path, mode="c")
         with path.open("rb") as file:
             array: Array = np.lib.format.read_array(file, allow_pickle=False)
             return array

@@ -77,17 +77,14 @@ class TrainParams(_Section):
     optimizer: Literal["sgd", "nesterov", "adam"]
     learning_rate: Annotated[float, Field(gt=0, le=100), FromText]
     schedule: Literal["constant", "cosine", "step", "one_cycle"]
-    warm_up: Annotated[float, Field(ge=0, lt=1), FromText]
     momentum: Annotated[float, Field(ge=0, lt=1), FromText]
     batch_size: Annotated[int, Field(ge=1, le=60000), FromText] | Literal["all"]
     epochs: Annotated[int, Field(ge=1, le=10000), FromText]
     l2: Annotated[float, Field(ge=0, le=1), FromText]
     weight_decay: Annotated[float, Field(ge=0, le=1), FromText]
-    max_norm: Annotated[float, Field(ge=0, le=100), FromText]
     dropout: Annotated[float, Field(ge=0, lt=1), FromText]
     label_smoothing: Annotated[float, Field(ge=0, lt=1), FromText]
-    batch_normalisation: Annotated[bool, FromYesNo]
-    average: Annotated[float, Field(ge=0, lt=1), FromText]
+    ema_decay: Annotated[float, Field(ge=0, lt=1), FromText]
     augmentation: AugmentationParams
     seed: Seed
     keep: Literal["best", "last"]

@@ -1,43 +1,81 @@
-"""The numeric runtime: how many cores compute. Imported before NumPy, and nothing depends on it.
+"""How many threads compute, and which loop trains. Imported before NumPy.
 
-The training engine runs one process a core, so each process's BLAS keeps to one thread, whatever
-the shell says: more of them would fight over the cores. BLAS libraries read these variables once,
-when NumPy is first imported. Because the arithmetic is exact (see `stages.core.exact`), neither
-the threads nor the workers change a single bit of any output: they are a matter of speed alone,
-and the variables `BLAS_THREADS` and `WORKERS` are there to show it.
+BLAS keeps to one thread, whatever the shell says: the training's own threads use the cores. BLAS
+libraries read these variables once, when NumPy is first imported. Because the arithmetic is exact
+(see `stages.core.exact`), neither the threads nor the workers change a single bit of any output:
+the variables `BLAS_THREADS`, `WORKERS` and `ENGINE` are there to show it.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
+import re
 import sys
+from types import ModuleType
+
+from stages.pipeline.command import InputError
 
 for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS",
                  "VECLIB_MAXIMUM_THREADS"):  # fmt: skip
     os.environ[variable] = os.environ.get("BLAS_THREADS", "1")
 
 MOST_WORKERS = 4
+MOST_CHOSEN_WORKERS = 64
 CHECKPOINT_SECONDS = 10.0
+MOST_CHECKPOINT_SECONDS = 86400.0
+
+
+def load_engine() -> ModuleType | None:
+    """Return the module that trains fast, or None where the textbook loop is to train.
+
+    The environment variable `ENGINE` chooses: `compiled`, the default, or `textbook`. Where the
+    engine cannot run, the textbook does: the same bytes, later.
+
+    Raises:
+        InputError: the variable is neither.
+    """
+    chosen = os.environ.get("ENGINE") or "compiled"
+    if chosen not in ("compiled", "textbook"):
+        raise InputError(f"ENGINE: {chosen}: must be compiled or textbook")
+    if chosen == "textbook":
+        return None
+    try:
+        return importlib.import_module("stages.engine.training")
+    except ImportError as error:
+        print(f"the engine cannot run here ({error}): the textbook loop trains, slower", flush=True)
+        return None
 
 
 def worker_count() -> int:
-    """Return the number of training processes: the cores this process may use, at most 4.
+    """Return the number of training threads: the cores this process may use, at most 4.
 
-    The environment variable `WORKERS` overrides it. Workers are forked, which only Linux does
-    safely beside a system BLAS; elsewhere one process trains.
+    The environment variable `WORKERS` overrides it.
+
+    Raises:
+        InputError: the variable is not a whole number from 1 to 64.
     """
-    chosen = os.environ.get("WORKERS", "")
-    if chosen.isdecimal() and int(chosen) > 0:
-        return int(chosen)
-    if sys.platform != "linux":
-        return 1
-    return min(len(os.sched_getaffinity(0)), MOST_WORKERS)
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    chosen = os.environ.get("WORKERS") or str(min(cores, MOST_WORKERS))
+    if not (chosen.isdecimal() and 1 <= int(chosen) <= MOST_CHOSEN_WORKERS):
+        raise InputError(
+            f"WORKERS: {chosen}: must be a whole number from 1 to {MOST_CHOSEN_WORKERS}"
+        )
+    # Threads that wait for a core that others of them hold only slow each other down.
+    return min(int(chosen), max(cores, MOST_WORKERS))
 
 
 def checkpoint_seconds() -> float:
     """Return the least seconds of training between two checkpoints.
 
     The environment variable `CHECKPOINT_SECONDS` overrides the usual 10; 0 saves each epoch.
+
+    Raises:
+        InputError: the variable is not a number from 0 to 86400.
     """
-    chosen = os.environ.get("CHECKPOINT_SECONDS", "")
-    return float(chosen) if chosen.replace(".", "", 1).isdecimal() else CHECKPOINT_SECONDS
+    chosen = os.environ.get("CHECKPOINT_SECONDS") or str(CHECKPOINT_SECONDS)
+    if re.fullmatch(r"\d+\.?\d*", chosen, re.ASCII) and float(chosen) <= MOST_CHECKPOINT_SECONDS:
+        return float(chosen)
+    raise InputError(
+        f"CHECKPOINT_SECONDS: {chosen}: must be a number from 0 to {MOST_CHECKPOINT_SECONDS:g}"
+    )
