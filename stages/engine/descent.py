@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from stages.core.optimizers import Adam
+from stages.engine.backward import round_row
 from stages.engine.compiler import exact_kernel, kernel
 from stages.engine.forward import ANCHOR32
 from stages.engine.parallel import RUNNING, WEIGHTS_TOO_LARGE, barrier, fail
-from stages.engine.products import ZERO
+from stages.engine.products import ZERO, add_magnitudes, matrix
 
 SGD, NESTEROV, ADAM = range(3)
 BETA1, BETA2, EPSILON = np.float32(Adam.beta1), np.float32(Adam.beta2), np.float32(Adam.epsilon)
@@ -57,12 +58,13 @@ def move_average(average, w, blend):
 
 
 @kernel
-def update(parameters, options, plan, n, start, stop, weights):
+def update(parameters, gradient, options, plan, n, start, stop, weights):
     """Take one step with the parameters from offset `start` to `stop`: `Descent.update`.
 
-    `n` is the micro-batch that ends the batch; only weights have a penalty and shrink.
+    `gradient` is theirs, and used up; `n` is the micro-batch that ends the batch; only weights
+    have a penalty and shrink.
     """
-    w, gradient = parameters.w[start:stop], parameters.gradient[start:stop]
+    w = parameters.w[start:stop]
     slot0, slot1 = parameters.slot0[start:stop], parameters.slot1[start:stop]
     if weights and options.l2:
         add_penalty(gradient, w, plan.penalty[n])
@@ -81,13 +83,6 @@ def update(parameters, options, plan, n, start, stop, weights):
 
 
 @kernel
-def round_to(out, values, anchor):
-    """Round to a quantum, given its anchor."""
-    for j in range(len(values)):
-        out[j] = (values[j] + anchor) - anchor
-
-
-@kernel
 def quantise_weights(network, parameters, options, layer, rank, first, last):
     """Quantise the rows `first` to `last` of a layer's W, and add up their absolute values."""
     stride, units = network.stride[layer], network.units[layer]
@@ -96,23 +91,16 @@ def quantise_weights(network, parameters, options, layer, rank, first, last):
     anchor = ZERO
     if options.quantise:
         anchor = ANCHOR32 * np.float32(parameters.quanta[layer])
-    round_to(parameters.quantised[start:stop], parameters.w[start:stop], anchor)
+    round_row(parameters.quantised[start:stop], parameters.w[start:stop], anchor)
     if not options.quantise:
         return
     sums = parameters.column_sums[rank, units : units + stride]
-    for row in range(start, stop, stride):
-        add_row_magnitudes(sums, parameters.quantised[row : row + stride])
+    rows = matrix(parameters.quantised, start, last - first, stride)
+    add_magnitudes(sums, rows)
     if 0 < layer < len(network.inputs) - 1:
-        for row in range(start, stop, stride):
-            total = row_magnitude(parameters.quantised[row : row + stride])
+        for row in range(len(rows)):
+            total = row_magnitude(rows[row])
             parameters.row_sums[rank, layer] = max(parameters.row_sums[rank, layer], total)
-
-
-@exact_kernel
-def add_row_magnitudes(sums, row):
-    """Add the absolute values of a row to float32 sums of columns."""
-    for j in range(len(row)):
-        sums[j] += abs(row[j])
 
 
 @exact_kernel

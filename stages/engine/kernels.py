@@ -18,22 +18,35 @@ from stages.engine.backward import (
 )
 from stages.engine.compiler import entry_kernel, kernel
 from stages.engine.descent import clear_sums, enforce_bounds, quantise_weights, update
-from stages.engine.forward import PIXEL_QUANTUM, forward
+from stages.engine.forward import forward
 from stages.engine.layout import BLOCK
 from stages.engine.parallel import RUNNING, STATUS, barrier
-from stages.engine.products import add_rows, combine_rows, transpose
+from stages.engine.products import add_rows, combine_rows, matrix, transpose
 from stages.engine.vectors import atomic_load
 
 
 @kernel
-def accumulate(gradient, found, first):
-    """Set or add to the gradient, rounded to float32: `training.accumulated`."""
-    if first:
-        for j in range(len(gradient)):
-            gradient[j] = np.float32(found[j])
+def accumulated(gradient, found, plan, n):
+    """Return the gradient of a batch so far, float32: `training.accumulated`.
+
+    Only a batch of several micro-batches needs the room for it.
+    """
+    if plan.first[n] and plan.last[n]:
+        return found
+    if plan.first[n]:
+        gradient[:] = found
     else:
-        for j in range(len(gradient)):
-            gradient[j] = np.float32(gradient[j] + found[j])
+        for j in range(len(found)):
+            gradient[j] += found[j]
+    return gradient
+
+
+@kernel
+def accumulated_wide(gradient, found, first):
+    """Return the same from what was found in float64, rounded once."""
+    for j in range(len(found)):
+        gradient[j] = np.float32(found[j] if first else gradient[j] + found[j])
+    return gradient
 
 
 @kernel
@@ -44,28 +57,29 @@ def learn_weights(network, parameters, buffers, options, plan, n, layer, rank):
     if plan.last[n]:
         clear_sums(network, parameters, layer, rank)
     rows = max(1, BLOCK // stride)
-    gradient, block, wide = parameters.gradient, buffers.block[rank], buffers.wide_block[rank]
+    indices, values = buffers.column_indices, buffers.column_values
+    starts, stops = buffers.column_starts, buffers.column_stops
     for top in range(first, last, rows):
         bottom = min(top + rows, last)
         start = network.W[layer] + top * stride
         stop = network.W[layer] + bottom * stride
+        gradient = parameters.gradient[start:stop]
         if layer == output:
+            wide = buffers.wide_block[rank, : stop - start]
             combine_rows(
-                wide, 0, stride, buffers.logits, 0, stride, buffers.column_indices,
-                buffers.column_values, buffers.column_starts, buffers.column_stops, top, bottom,
+                wide, 0, stride, buffers.logits, 0, stride, indices, values, starts, stops,
+                top, bottom,
             )  # fmt: skip
-            accumulate(gradient[start:stop], wide, plan.first[n])
+            gradient = accumulated_wide(gradient, wide, plan.first[n])
         else:
+            block = buffers.block[rank, : stop - start]
             combine_rows(
-                block, 0, stride, buffers.per_unit, buffers.hidden[layer], stride,
-                buffers.column_indices, buffers.column_values, buffers.column_starts,
-                buffers.column_stops, top, bottom,
+                block, 0, stride, buffers.per_unit, buffers.hidden[layer], stride, indices, values,
+                starts, stops, top, bottom,
             )  # fmt: skip
-            if layer == 0:
-                block[: stop - start] *= PIXEL_QUANTUM
-            accumulate(gradient[start:stop], block, plan.first[n])
+            gradient = accumulated(gradient, block, plan, n)
         if plan.last[n]:
-            update(parameters, options, plan, n, start, stop, True)
+            update(parameters, gradient, options, plan, n, start, stop, True)
             quantise_weights(network, parameters, options, layer, rank, top, bottom)
 
 
@@ -76,15 +90,16 @@ def learn_biases(network, parameters, buffers, options, plan, n, layer, first, l
     start, stop = network.b[layer] + first, network.b[layer] + last
     gradient = parameters.gradient[start:stop]
     if layer == len(network.inputs) - 1:
-        wide_sums = np.zeros(last - first)
-        add_rows(wide_sums, buffers.logits, first, stride, count)
-        accumulate(gradient, wide_sums, plan.first[n])
+        deltas, wide_sums = matrix(buffers.logits, 0, count, stride), np.zeros(last - first)
+        add_rows(wide_sums, deltas[:, first:last])
+        gradient = accumulated_wide(gradient, wide_sums, plan.first[n])
     else:
+        per_unit = matrix(buffers.per_unit, buffers.hidden[layer], count, stride)
         sums = np.zeros(last - first, np.float32)
-        add_rows(sums, buffers.per_unit, buffers.hidden[layer] + first, stride, count)
-        accumulate(gradient, sums, plan.first[n])
+        add_rows(sums, per_unit[:, first:last])
+        gradient = accumulated(gradient, sums, plan, n)
     if plan.last[n]:
-        update(parameters, options, plan, n, start, stop, False)
+        update(parameters, gradient, options, plan, n, start, stop, False)
 
 
 @entry_kernel
@@ -101,11 +116,10 @@ def learn(network, parameters, buffers, options, samples, plan, rank):
         forward(
             network, parameters.quantised, buffers, options, samples, start, mine, end, mask_row
         )
+        deltas = matrix(buffers.logits, 0, count, network.stride[output])
         for i in range(mine, end):
-            cross_entropy_derivative(
-                buffers.logits, i * network.stride[output], samples.targets,
-                samples.labels[start + i], options.quantise,
-            )  # fmt: skip
+            targets = samples.targets[samples.labels[start + i]]
+            cross_entropy_derivative(deltas[i], targets, options.quantise)
         mask_row += count
         if barrier(control, threads) != RUNNING:
             break

@@ -91,6 +91,7 @@ class Buffers(NamedTuple):
         per_unit: the deltas quantised for the gradient.
         per_sample: the deltas quantised for the layer below.
         logits: (samples, stride of the output layer) float64; then the output layer's deltas.
+        class_indices: (samples, stride of the output layer) the number of each column, uint16.
         block: (threads, BLOCK or one row) gradients, float32.
         wide_block: the same for the output layer, float64.
         control: int64, the barrier and the threads' common status.
@@ -110,6 +111,7 @@ class Buffers(NamedTuple):
     per_unit: Array
     per_sample: Array
     logits: Array
+    class_indices: Array
     block: Array
     wide_block: Array
     control: Array
@@ -153,7 +155,7 @@ class Options(NamedTuple):
         average: whether there is a moving average.
         dropout: whether there are masks.
         quantise: whether anything is rounded; not for ordinary floating point.
-        skip_zeros: whether products leave zeros out.
+        keep_zeros: whether products take zeros as any other number, for the benchmark.
     """
 
     threads: int
@@ -164,7 +166,7 @@ class Options(NamedTuple):
     average: bool
     dropout: bool
     quantise: bool
-    skip_zeros: bool
+    keep_zeros: bool
 
 
 class Samples(NamedTuple):

@@ -109,6 +109,7 @@ def allocate_buffers(network: Network, samples: int, threads: int) -> Buffers:
         per_unit=np.zeros(hidden.sum(), np.float32),
         per_sample=np.zeros(hidden.sum(), np.float32),
         logits=np.zeros(samples * network.stride[-1]),
+        class_indices=np.tile(np.arange(network.stride[-1], dtype=np.uint16), samples),
         block=np.empty((threads, widest), np.float32),
         wide_block=np.empty((threads, BLOCK)),
         control=np.zeros(CONTROL_SIZE, np.int64),

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from stages.core.exact import PIXELS
 from stages.engine.compiler import exact_kernel, kernel
 from stages.engine.vectors import row_combination
 
 ZERO = np.float32(0.0)
+PIXEL_QUANTUM = np.float32(PIXELS.quantum)
 
 combine_128, combine_64, combine_32, combine_16 = map(row_combination, (128, 64, 32, 16))
 
@@ -49,26 +51,39 @@ def combine_rows(
 
 
 @kernel
-def compress_pixels(image, indices, values, start, skip_zeros):
-    """Write an image's bright pixels as a sparse row, and return where it stops."""
-    stop = start
-    for pixel in range(len(image)):
-        indices[stop] = pixel
-        values[stop] = image[pixel]
-        stop += (image[pixel] != 0) or not skip_zeros
-    return stop
+def matrix(flat, offset, rows, columns):
+    """Return a part of a flat array as a matrix."""
+    return flat[offset : offset + rows * columns].reshape(rows, columns)
 
 
 @kernel
-def compress_activations(a, o, units, indices, values, start, skip_zeros):
-    """Write a sample's active units as a sparse row, and return where it stops."""
-    stop = start
-    for unit in range(units):
-        value = a[o + unit]
-        indices[stop] = unit
-        values[stop] = value
-        stop += (value != ZERO) or not skip_zeros
-    return stop
+def compress_pixels(image, indices, values, keep_zeros):
+    """Write an image's bright pixels, as value / 256, as a sparse row; return how many they are."""
+    whole, count = len(image) // 8 * 8, np.uint64(0)
+    words = image[:whole].view(np.uint64)
+    for word in range(len(words)):
+        if words[word] != 0 or keep_zeros:
+            for k in range(8):
+                pixel = word * 8 + k
+                indices[count] = pixel
+                values[count] = np.float32(image[pixel]) * PIXEL_QUANTUM
+                count += np.uint64((image[pixel] != 0) | keep_zeros)
+    for pixel in range(whole, len(image)):
+        indices[count] = pixel
+        values[count] = np.float32(image[pixel]) * PIXEL_QUANTUM
+        count += np.uint64((image[pixel] != 0) | keep_zeros)
+    return np.int64(count)
+
+
+@kernel
+def compress_activations(a, indices, values, keep_zeros):
+    """Write a sample's active units as a sparse row, and return how many they are."""
+    count = np.uint64(0)
+    for unit in range(len(a)):
+        indices[count] = unit
+        values[count] = a[unit]
+        count += np.uint64((a[unit] != ZERO) | keep_zeros)
+    return np.int64(count)
 
 
 @kernel
@@ -110,24 +125,35 @@ def transpose(buffers, layer, count, first, last):
 
 
 @exact_kernel
-def dot(a, i, b, j, length):
+def dot(a, b):
     """Return the dot product of two rows."""
     total = ZERO
-    for k in range(length):
-        total += a[i + k] * b[j + k]
+    for j in range(len(a)):
+        total += a[j] * b[j]
     return total
 
 
 @exact_kernel
-def add_multiple(total, factor, row):
-    """Add a multiple of a row."""
-    for j in range(len(total)):
-        total[j] += factor * row[j]
+def add_rows(sums, rows):
+    """Add all rows of a matrix, four at a time."""
+    four = len(rows) // 4 * 4
+    for i in range(0, four, 4):
+        a, b, c, d = rows[i], rows[i + 1], rows[i + 2], rows[i + 3]
+        for j in range(len(sums)):
+            sums[j] += (a[j] + b[j]) + (c[j] + d[j])
+    for i in range(four, len(rows)):
+        for j in range(len(sums)):
+            sums[j] += rows[i, j]
 
 
 @exact_kernel
-def add_rows(sums, values, o, stride, count):
-    """Add up the rows of a matrix."""
-    for i in range(count):
+def add_magnitudes(sums, rows):
+    """Add the absolute values of all rows of a matrix, four rows at a time."""
+    four = len(rows) // 4 * 4
+    for i in range(0, four, 4):
+        a, b, c, d = rows[i], rows[i + 1], rows[i + 2], rows[i + 3]
         for j in range(len(sums)):
-            sums[j] += values[o + i * stride + j]
+            sums[j] += (abs(a[j]) + abs(b[j])) + (abs(c[j]) + abs(d[j]))
+    for i in range(four, len(rows)):
+        for j in range(len(sums)):
+            sums[j] += abs(rows[i, j])

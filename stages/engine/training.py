@@ -97,7 +97,7 @@ class Training:
             average=config.ema_decay > 0.0,
             dropout=config.dropout > 0.0,
             quantise=exact,
-            skip_zeros=skip_zeros,
+            keep_zeros=not skip_zeros,
         )
         if config.augmentation:
             self.ring = np.empty((WINDOW + 2 * DRAWN, self.images.shape[1]), np.uint8)
