@@ -44,7 +44,7 @@ def output_to_hidden(network, w, buffers, count, first, last):
     transposed[:, : last - first] = W[first:last, :classes].T
     starts, stops = np.arange(count) * stride, np.arange(count) * stride + classes
     combine_rows(
-        product.ravel(), 0, columns, transposed.ravel(), 0, columns, buffers.class_indices,
+        product.ravel(), 0, transposed.ravel(), 0, columns, columns, buffers.class_indices,
         buffers.logits, starts, stops, 0, count,
     )  # fmt: skip
     for i in range(count):
@@ -65,13 +65,14 @@ def hidden_to_hidden(network, w, buffers, layer, count, first, last):
     W = matrix(w, network.W[layer], network.inputs[layer], stride)
     deltas_above = matrix(buffers.per_sample, buffers.hidden[layer], count, stride)
     deltas = matrix(buffers.delta, buffers.hidden[layer - 1], count, width)
+    columns = network.columns[layer]
     for i in range(count):
         deltas[i, first:last] = ZERO
     for unit in range(first, last):
         for k in range(buffers.column_starts[unit], buffers.column_stops[unit]):
             if buffers.column_values[k] > ZERO:
                 i = buffers.column_indices[k]
-                deltas[i, unit] = dot(deltas_above[i], W[unit])
+                deltas[i, unit] = dot(deltas_above[i, :columns], W[unit, :columns])
 
 
 @kernel

@@ -93,8 +93,8 @@ def forward(network, w, buffers, options, samples, start, first, last, mask_row)
         stride, units = network.stride[layer], network.outputs[layer]
         o = buffers.hidden[layer] + first * stride
         combine_rows(
-            buffers.activations, o, stride, w, network.W[layer], stride, indices, values,
-            buffers.starts[layer], buffers.stops[layer], first, last,
+            buffers.activations, o, w, network.W[layer], stride, network.columns[layer], indices,
+            values, buffers.starts[layer], buffers.stops[layer], first, last,
         )  # fmt: skip
         b = w[network.b[layer] : network.b[layer] + units]
         saturation, quantum = network.saturation[layer + 1], network.quantum[layer + 1]
@@ -111,7 +111,7 @@ def forward(network, w, buffers, options, samples, start, first, last, mask_row)
         mask += units
     stride, classes = network.stride[output], network.outputs[output]
     combine_rows(
-        buffers.logits, first * stride, stride, w, network.W[output], stride, indices, values,
+        buffers.logits, first * stride, w, network.W[output], stride, stride, indices, values,
         buffers.starts[output], buffers.stops[output], first, last,
     )  # fmt: skip
     logits = matrix(buffers.logits, first * stride, last - first, stride)

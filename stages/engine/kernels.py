@@ -21,7 +21,7 @@ from stages.engine.descent import clear_sums, enforce_bounds, quantise_weights, 
 from stages.engine.forward import forward
 from stages.engine.layout import BLOCK
 from stages.engine.parallel import RUNNING, STATUS, barrier
-from stages.engine.products import add_rows, combine_rows, matrix, transpose
+from stages.engine.products import ZERO, add_rows, combine_rows, matrix, transpose
 from stages.engine.vectors import atomic_load
 
 
@@ -56,7 +56,7 @@ def learn_weights(network, parameters, buffers, options, plan, n, layer, rank):
     output, stride = len(network.inputs) - 1, network.stride[layer]
     if plan.last[n]:
         clear_sums(network, parameters, layer, rank)
-    rows = max(1, BLOCK // stride)
+    rows, columns = max(1, BLOCK // stride), network.columns[layer]
     indices, values = buffers.column_indices, buffers.column_values
     starts, stops = buffers.column_starts, buffers.column_stops
     for top in range(first, last, rows):
@@ -67,16 +67,17 @@ def learn_weights(network, parameters, buffers, options, plan, n, layer, rank):
         if layer == output:
             wide = buffers.wide_block[rank, : stop - start]
             combine_rows(
-                wide, 0, stride, buffers.logits, 0, stride, indices, values, starts, stops,
+                wide, 0, buffers.logits, 0, stride, stride, indices, values, starts, stops,
                 top, bottom,
             )  # fmt: skip
             gradient = accumulated_wide(gradient, wide, plan.first[n])
         else:
             block = buffers.block[rank, : stop - start]
             combine_rows(
-                block, 0, stride, buffers.per_unit, buffers.hidden[layer], stride, indices, values,
+                block, 0, buffers.per_unit, buffers.hidden[layer], stride, columns, indices, values,
                 starts, stops, top, bottom,
             )  # fmt: skip
+            matrix(block, 0, bottom - top, stride)[:, columns:] = ZERO
             gradient = accumulated(gradient, block, plan, n)
         if plan.last[n]:
             update(parameters, gradient, options, plan, n, start, stop, True)

@@ -21,7 +21,9 @@ class Network(NamedTuple):
     Attributes:
         inputs: rows of W.
         outputs: columns of W.
-        stride: columns with their padding.
+        columns: outputs, padded to whole vectors.
+        stride: from one row to the next; an odd number of cache lines where there are many columns,
+            so that parts of the rows do not compete for the same places of a cache.
         W: offset of W among the parameters.
         b: offset of b among the parameters.
         units: offset among arrays with one value per unit of every layer.
@@ -35,6 +37,7 @@ class Network(NamedTuple):
 
     inputs: Array
     outputs: Array
+    columns: Array
     stride: Array
     W: Array
     b: Array

@@ -13,7 +13,9 @@ from stages.core.network import Parameters as Layers
 from stages.engine.layout import BLOCK, LANES, Buffers, Network, Parameters
 from stages.engine.parallel import CONTROL_SIZE
 
+CACHE_LINE = 64  # bytes
 SAMPLE = 2048  # images that tell how often each pixel is bright
+NARROW = 64  # columns that are always used together
 ROW_COST = 16.0  # of updating a row of weights, in products of a pixel with a row
 
 
@@ -32,7 +34,8 @@ def lay_out(
     layers = len(sizes) - 1
     arithmetic = Exact(layers)
     inputs, outputs = np.array(sizes[:-1]), np.array(sizes[1:])
-    stride = _padded(outputs)
+    columns = _padded(outputs)
+    stride = np.where(columns > NARROW, columns | LANES, columns)
     W = _offsets(inputs * stride)
     b = W[-1] + inputs[-1] * stride[-1] + _offsets(stride)
     shares = np.arange(threads + 1) / threads
@@ -45,6 +48,7 @@ def lay_out(
     return Network(
         inputs=inputs,
         outputs=outputs,
+        columns=columns,
         stride=stride,
         W=W,
         b=b,
@@ -69,12 +73,20 @@ def _offsets(counts: Array) -> Array:
     return np.concatenate([[0], np.cumsum(counts)[:-1]])
 
 
+def aligned(shape: int | tuple[int, ...], dtype: type) -> Array:
+    """Return an array of zeros that starts a cache line, as every row of it then does."""
+    count = int(np.prod(shape))
+    memory = np.zeros(count * np.dtype(dtype).itemsize + CACHE_LINE, np.uint8)
+    start = -memory.ctypes.data % CACHE_LINE
+    return memory[start : start + count * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
+
+
 def allocate_parameters(network: Network, threads: int, average: bool, slots: int) -> Parameters:
     """Return room for the parameters, zeros; without an average or a second slot, none for it."""
     size = int(network.b[-1] + network.stride[-1])
 
     def vector(needed: bool = True) -> Array:
-        return np.zeros(size if needed else 0, np.float32)
+        return aligned(size if needed else 0, np.float32)
 
     return Parameters(
         w=vector(),
@@ -104,14 +116,14 @@ def allocate_buffers(network: Network, samples: int, threads: int) -> Buffers:
         column_starts=np.empty(columns, np.int64),
         column_stops=np.empty(columns, np.int64),
         hidden=_offsets(hidden),
-        activations=np.zeros(hidden.sum(), np.float32),
-        delta=np.zeros(hidden.sum(), np.float32),
-        per_unit=np.zeros(hidden.sum(), np.float32),
-        per_sample=np.zeros(hidden.sum(), np.float32),
-        logits=np.zeros(samples * network.stride[-1]),
+        activations=aligned(int(hidden.sum()), np.float32),
+        delta=aligned(int(hidden.sum()), np.float32),
+        per_unit=aligned(int(hidden.sum()), np.float32),
+        per_sample=aligned(int(hidden.sum()), np.float32),
+        logits=aligned(samples * int(network.stride[-1]), np.float64),
         class_indices=np.tile(np.arange(network.stride[-1], dtype=np.uint16), samples),
-        block=np.empty((threads, widest), np.float32),
-        wide_block=np.empty((threads, BLOCK)),
+        block=aligned((threads, widest), np.float32),
+        wide_block=aligned((threads, BLOCK), np.float64),
         control=np.zeros(CONTROL_SIZE, np.int64),
     )
 

@@ -15,39 +15,34 @@ from stages.engine.vectors import row_combination
 ZERO = np.float32(0.0)
 PIXEL_QUANTUM = np.float32(PIXELS.quantum)
 
-combine_128, combine_64, combine_32, combine_16 = map(row_combination, (128, 64, 32, 16))
+combine_64, combine_32, combine_16 = map(row_combination, (64, 32, 16))
 
 
 @kernel
-def combine_rows(
-    out, o, out_stride, matrix, m, stride, indices, factors, starts, stops, first, last
-):
+def combine_rows(out, o, matrix, m, stride, columns, indices, factors, starts, stops, first, last):
     """Multiply sparse rows with a matrix: row r of `out` = factors[k] * matrix row indices[k].
 
-    Rows `first` to `last` of the sparse ones; `stride` columns of the matrix, a multiple of LANES.
+    `out`, from offset `o`, and `matrix`, from offset `m`, have the same stride, and `columns` is a
+    multiple of LANES. Rows `first` to `last` of the sparse ones become rows 0, 1, ... of `out`.
     """
     column = 0
-    while column < stride:
-        left = stride - column
-        width = 128 if left >= 128 else 64 if left >= 64 else 32 if left >= 32 else 16
-        here, there = o + column, m + column
-        if width == 128:
-            for r in range(first, last):
-                combine_128(out, here, matrix, there, stride, indices, factors, starts[r], stops[r])
-                here += out_stride
-        elif width == 64:
+    while column < columns:
+        left, here, there = columns - column, o + column, m + column
+        if left >= 64:
             for r in range(first, last):
                 combine_64(out, here, matrix, there, stride, indices, factors, starts[r], stops[r])
-                here += out_stride
-        elif width == 32:
+                here += stride
+            column += 64
+        elif left >= 32:
             for r in range(first, last):
                 combine_32(out, here, matrix, there, stride, indices, factors, starts[r], stops[r])
-                here += out_stride
+                here += stride
+            column += 32
         else:
             for r in range(first, last):
                 combine_16(out, here, matrix, there, stride, indices, factors, starts[r], stops[r])
-                here += out_stride
-        column += width
+                here += stride
+            column += 16
 
 
 @kernel

@@ -26,6 +26,7 @@ from stages.engine.deformation import deform
 from stages.engine.descent import ADAM, NESTEROV, SGD
 from stages.engine.layout import Options, Plan, Samples
 from stages.engine.memory import (
+    aligned,
     allocate_buffers,
     allocate_parameters,
     lay_out,
@@ -87,7 +88,7 @@ class Training:
         self.parameters = allocate_parameters(self.network, threads, bool(config.ema_decay), slots)
         for vector in (self.parameters.w, self.parameters.average):
             write_layers(vector, self.network, start)
-        self.scored = np.zeros_like(self.parameters.w)
+        self.scored = aligned(len(self.parameters.w), np.float32)
         self.options = Options(
             threads=threads,
             optimizer={"sgd": SGD, "nesterov": NESTEROV, "adam": ADAM}[config.optimizer],
