@@ -116,9 +116,7 @@ def load_studies() -> Studies:
 
 def study(name: str, params: Params, seeds: int, studies: Studies) -> None:
     """Train and score a recipe with the seeds up to `seeds` that `studies` lacks, and save each."""
-    parameters = params.model_dump(
-        include={"preprocess": True, "train": True}, exclude={"train": {"seed"}}
-    )
+    parameters = studied_parameters(params)
     known, results = studies.get(name), []
     if known and known.parameters == parameters:
         results = known.results
@@ -135,6 +133,13 @@ def study(name: str, params: Params, seeds: int, studies: Studies) -> None:
         studies[name] = Study(parameters=parameters, results=results)
         save_json(STUDIES, {name: entry.model_dump() for name, entry in studies.items()})
         CHECKPOINT.unlink(missing_ok=True)
+
+
+def studied_parameters(params: Params) -> dict[str, Any]:
+    """Return the parameters that a study's results depend on."""
+    return params.model_dump(
+        include={"preprocess": True, "train": True}, exclude={"train": {"seed"}}
+    )
 
 
 def trained_and_scored(

@@ -10,12 +10,12 @@ import csv
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stages.core.data import DataError, check
-from stages.core.exact import LOSS_SUM_BOUND
 from stages.pipeline.command import InputError
 from stages.pipeline.datasets import CLASSES, SHAPE
 from stages.pipeline.files import Array, load_arrays, load_bytes, save_arrays
@@ -25,6 +25,7 @@ CURVES = Path("reports/learning_curves.csv")
 CONFUSION = Path("reports/confusion.csv")
 PER_CLASS = Path("reports/per_class.csv")
 METRICS = Path("reports/metrics.json")
+LARGEST_LOSS = 10**10  # training stops before
 
 
 class Scored(NamedTuple):
@@ -93,6 +94,47 @@ def _check_predictions(scored: Scored) -> None:
         raise DataError("a prediction is not the most probable class")
 
 
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class SetMetrics(BaseModel):
+    """How well the network does on a set: fractions of its images, and the mean cross-entropy."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    accuracy: Fraction
+    error_rate: Fraction
+    loss: Annotated[float, Field(ge=0, le=LARGEST_LOSS)]
+
+
+class Metrics(BaseModel):
+    """The metrics of the three sets."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    train: SetMetrics
+    validation: SetMetrics
+    test: SetMetrics
+
+
+def parse_metrics(content: bytes, name: object) -> Metrics:
+    """Return the metrics that a JSON file holds.
+
+    Args:
+        content: of the file.
+        name: what a refusal calls it.
+
+    Raises:
+        InputError: a figure is missing or out of range.
+    """
+    try:
+        return Metrics.model_validate_json(content)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = [".".join(map(str, problem["loc"]))] if problem["loc"] else []
+        raise InputError(": ".join([f"{name}: damaged", *place, problem["msg"]])) from None
+
+
 class Curves(NamedTuple):
     """What each epoch of a training showed, (epochs,) each: numbers from 1, means, a fraction."""
 
@@ -122,8 +164,8 @@ class PerClass(NamedTuple):
 class Column(NamedTuple):
     """The numbers that may stand in a table's column."""
 
-    lowest: float
-    highest: float
+    lowest: int
+    highest: int
     whole: bool = False
 
     def allows(self, values: Array) -> Array:
@@ -133,10 +175,10 @@ class Column(NamedTuple):
 
     def __str__(self) -> str:
         kind = "a whole number" if self.whole else "a number"
-        return f"{kind} from {self.lowest:g} to {self.highest:g}"
+        return f"{kind} from {self.lowest} to {self.highest}"
 
 
-LOSS, FRACTION = Column(0, LOSS_SUM_BOUND), Column(0, 1)
+LOSS, FRACTION = Column(0, LARGEST_LOSS), Column(0, 1)
 LABEL, COUNT = Column(0, 255, whole=True), Column(1, 2**31, whole=True)
 CURVES_COLUMNS = {
     "epoch": COUNT,
