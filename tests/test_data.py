@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.core import Array
-from stages.core.data import CLASSES, DataError, Images, check, flatten, stratified_split
+from stages.core.data import DataError, check, joined, stratified_split
+from stages.pipeline.datasets import CLASSES
 
 
 def labels_with_counts(counts: list[int], seed: int = 0) -> Array:
@@ -88,18 +89,23 @@ def test_split_refuses_to_leave_a_class_empty_on_one_side(held_out: int) -> None
 
 
 def test_split_refuses_labels_without_one_of_the_classes() -> None:
+    labels = labels_with_counts([60] * CLASSES)
     with pytest.raises(DataError, match="a class would be missing"):
-        stratified_split(labels_with_counts([60] * (CLASSES - 1)), 100, seed=1)
+        stratified_split(labels[labels != 4], 100, seed=1)
 
 
-def test_flatten_keeps_each_image_in_one_row_by_rows() -> None:
-    images = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
-    assert flatten(images).tolist() == [list(range(12)), list(range(12, 24))]
+def test_two_sets_are_joined_in_their_order() -> None:
+    first = np.zeros((2, 3, 4), np.uint8), np.array([1, 2], np.uint8)
+    second = np.ones((1, 3, 4), np.uint8), np.array([3], np.uint8)
+    images, labels = joined(first, second)
+    assert images.shape == (3, 3, 4)
+    assert images[:, 0, 0].tolist() == [0, 0, 1]
+    assert labels.tolist() == [1, 2, 3]
 
 
 def test_mnist_passes_the_check(mnist: dict[str, Array]) -> None:
-    check(mnist["x_train"], mnist["y_train"], (28, 28))
-    check(mnist["x_test"], mnist["y_test"], (28, 28))
+    check(mnist["x_train"], mnist["y_train"], (28, 28), CLASSES)
+    check(mnist["x_test"], mnist["y_test"], (28, 28), CLASSES)
 
 
 IMAGES = np.zeros((20, 28, 28), np.uint8)
@@ -123,42 +129,10 @@ LABELS = np.tile(np.arange(CLASSES, dtype=np.uint8), 2)
 )
 def test_check_names_what_is_wrong(images: Array, labels: Array, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
-        check(images, labels, (28, 28))
+        check(images, labels, (28, 28), CLASSES)
     assert "\n" not in str(caught.value)
 
 
 def test_check_accepts_a_small_good_set() -> None:
-    check(IMAGES, LABELS, (28, 28))
-    check(IMAGES.reshape(20, 784), LABELS, (784,))
-
-
-@given(
-    samples=st.integers(1, 40), pixels=st.integers(1, 100), share=st.floats(0.0, 1.0),
-    seed=st.integers(0, 2**32 - 1),
-)  # fmt: skip
-def test_strips_leave_out_nothing_bright(
-    samples: int, pixels: int, share: float, seed: int
-) -> None:
-    generator = np.random.default_rng(seed)
-    x = generator.integers(1, 256, (60, pixels)).astype(np.uint8)
-    x *= generator.random(x.shape) < np.linspace(share, 0.0, pixels)
-    images = Images.by_use(x)
-    assert (images.x == x[:, images.pixels]).all()
-    chosen = generator.choice(60, samples, replace=False)
-    found, looks = images.in_strips(chosen)
-    assert sorted(found) == sorted(chosen)
-    assert [look.start for look in looks] == [0, *(look.stop for look in looks[:-1])]
-    assert looks[-1].stop == samples
-    widths = [look.inputs for look in looks]
-    assert widths == sorted(set(widths), reverse=True)
-    for start, stop, inputs in looks:
-        assert inputs % 32 == 0 or inputs == pixels
-        assert not images.x[found[start:stop], inputs:].any()
-
-
-def test_images_as_they_are_are_one_strip_in_their_order() -> None:
-    images = Images.as_they_are(np.zeros((50, 70), np.uint8))
-    chosen = np.random.default_rng(1).permutation(50)
-    found, looks = images.in_strips(chosen)
-    assert (found == chosen).all()
-    assert looks == [(0, 50, 70)]
+    check(IMAGES, LABELS, (28, 28), CLASSES)
+    check(IMAGES.reshape(20, 784), LABELS, (784,), CLASSES)

@@ -40,15 +40,20 @@ def output_to_hidden(network, w, buffers, count, first, last):
     deltas = matrix(buffers.delta, o, count, width)
     activations = matrix(buffers.activations, o, count, width)
     columns = (last - first + LANES - 1) // LANES * LANES
-    transposed, product = np.zeros((classes, columns)), np.empty((count, columns))
-    transposed[:, : last - first] = W[first:last, :classes].T
-    starts, stops = np.arange(count) * stride, np.arange(count) * stride + classes
-    combine_rows(
-        product.ravel(), 0, transposed.ravel(), 0, columns, columns, buffers.class_indices,
-        buffers.logits, starts, stops, 0, count,
-    )  # fmt: skip
+    transposed, product = np.zeros(classes * columns), np.empty(count * columns)
+    for unit in range(first, last):
+        for c in range(classes):
+            transposed[c * columns + unit - first] = W[unit, c]
+    starts, stops = np.empty(count, np.int64), np.empty(count, np.int64)
     for i in range(count):
-        mask_deltas(deltas[i, first:last], activations[i, first:last], product[i])
+        starts[i], stops[i] = i * stride, i * stride + classes
+    combine_rows(
+        product, 0, transposed, 0, columns, columns, buffers.class_indices, buffers.logits,
+        starts, stops, 0, count,
+    )  # fmt: skip
+    products = matrix(product, 0, count, columns)
+    for i in range(count):
+        mask_deltas(deltas[i, first:last], activations[i, first:last], products[i])
 
 
 @kernel

@@ -79,6 +79,9 @@ class SourceHashLocator(_CacheLocator):
         return Path(self._py_file).stem
 
 
+# What the environment variable NUMBA_CACHE_LOCATOR_CLASSES sets, even if Numba is imported already.
+numba.config.CACHE_LOCATOR_CLASSES = f"{__name__}.{SourceHashLocator.__name__}"
+
 Kernel = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 kernel: Kernel = numba.njit(nogil=True, error_model="numpy")

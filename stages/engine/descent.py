@@ -128,7 +128,7 @@ def enforce_bounds(network, parameters, buffers, options, rank):
     """
     layers = len(network.inputs)
     while options.quantise:
-        exceeded = np.zeros(layers, np.bool_)
+        exceeded, count = np.zeros(layers, np.bool_), 0
         for layer in range(layers):
             start = network.units[layer]
             for unit in range(start, start + network.outputs[layer]):
@@ -137,9 +137,10 @@ def enforce_bounds(network, parameters, buffers, options, rank):
                     total += np.float64(parameters.column_sums[other, unit])
                 if not total <= network.weight_bound[layer] * parameters.quanta[layer]:
                     exceeded[layer] = True
+                    count += 1
                     if layer == layers - 1 or not total < np.inf:
                         fail(buffers.control, WEIGHTS_TOO_LARGE, layer)
-        if not exceeded.any() or barrier(buffers.control, options.threads) != RUNNING:
+        if count == 0 or barrier(buffers.control, options.threads) != RUNNING:
             return
         for layer in range(layers):
             if exceeded[layer] and rank == 0:

@@ -80,7 +80,7 @@ def learn_weights(network, parameters, buffers, options, plan, n, layer, rank):
             matrix(block, 0, bottom - top, stride)[:, columns:] = ZERO
             gradient = accumulated(gradient, block, plan, n)
         if plan.last[n]:
-            update(parameters, gradient, options, plan, n, start, stop, True)
+            update(parameters, gradient, options, plan, n, start, stop, np.bool_(True))
             quantise_weights(network, parameters, options, layer, rank, top, bottom)
 
 
@@ -100,7 +100,7 @@ def learn_biases(network, parameters, buffers, options, plan, n, layer, first, l
         add_rows(sums, per_unit[:, first:last])
         gradient = accumulated(gradient, sums, plan, n)
     if plan.last[n]:
-        update(parameters, gradient, options, plan, n, start, stop, False)
+        update(parameters, gradient, options, plan, n, start, stop, np.bool_(False))
 
 
 @entry_kernel
@@ -126,7 +126,7 @@ def learn(network, parameters, buffers, options, samples, plan, rank):
             break
         if rank == 0:
             units = network.outputs[output]
-            learn_biases(network, parameters, buffers, options, plan, n, output, 0, units)
+            learn_biases(network, parameters, buffers, options, plan, n, output, rank, units)
         for layer in range(output, -1, -1):
             first, last = network.rows[layer, rank], network.rows[layer, rank + 1]
             transpose(buffers, layer, count, first, last)
@@ -157,9 +157,10 @@ def score(network, w, buffers, options, samples, rank):
     threads, rows, count = options.threads, buffers.starts.shape[1], len(samples.rows)
     first, last = rows * rank // threads, rows * (rank + 1) // threads
     position, end = count * rank // threads, count * (rank + 1) // threads
+    no_mask = rows - rows  # unlike the literal 0, of a variable's type: `forward` is compiled once
     while position < end:
         stop = min(last, first + end - position)
-        forward(network, w, buffers, options, samples, position - first, first, stop, 0)
+        forward(network, w, buffers, options, samples, position - first, first, stop, no_mask)
         position += stop - first
 
 
