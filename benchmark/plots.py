@@ -1,4 +1,4 @@
-"""The report as two pictures, drawn from nothing but the report."""
+"""The report as two figures, drawn from nothing but the report."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ INK = "#222222"
 GREY = "#6b6b6b"
 COLOURS = {"ours_exact": OURS, "ours_plain": OURS_PLAIN, "notebook": NOTEBOOK}
 SETTINGS: dict[Any, Any] = {
-    "font.size": 11,
+    "font.size": 15,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.titlesize": 12,
+    "axes.titlesize": 16,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.titlepad": 12,
@@ -41,6 +41,12 @@ SETTINGS: dict[Any, Any] = {
     "ytick.color": INK,
 }
 WIDTH = 12.0  # inches of 150 pixels: twice the width of a README's column
+RATE = "training samples per second"
+LIMIT = (
+    "Dashed line: the rate if training were its matrix products alone, at the speed of sgemm, "
+    "BLAS's product of dense float32 matrices, measured in the same run. A bar may cross it: "
+    "products with zeros count for the line, but can be left out; and both rates vary."
+)
 
 
 def draw(report: Report, folder: Path) -> None:
@@ -57,20 +63,19 @@ def _save(figure: Figure, path: Path) -> None:
         figure.savefig(file, format="png", metadata={"Software": None})
 
 
-def _figure(height: float, title: str, report: Report, note: str = "") -> Figure:
+def _figure(height: float, title: str, report: Report, notes: Sequence[str] = ()) -> Figure:
     figure = Figure(
         figsize=(WIDTH, height), dpi=150, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
     )
     FigureCanvasAgg(figure)
     machine = report["machine"]
-    figure.suptitle(title, x=0.01, ha="left", fontsize=17, weight="bold")
-    figure.supxlabel(
+    figure.suptitle(title, x=0.01, ha="left", fontsize=22, weight="bold")
+    about = (
         f"{machine['processor']}, cores: {machine['cores']}; {report['date'][:10]}. "
-        f"Medians; thin lines: least to most.\n{textwrap.fill(note, 140)}".rstrip(),
-        x=0.01,
-        ha="left",
-        fontsize=10,
+        "Medians; thin lines: least to most."
     )
+    words = "\n".join(textwrap.fill(line, 108) for line in (about, *notes))
+    figure.supxlabel(words, x=0.01, ha="left", fontsize=14)
     return figure
 
 
@@ -80,7 +85,8 @@ def benchmark_figure(report: Report) -> Figure:
     accuracy = report.get("time_to_accuracy", {"goals": []})
     goals = accuracy["goals"]
     rows = -(-len(cells) // 2) + -(-len(goals) // 2)
-    figure = _figure(1.2 + 3.3 * rows, "Training on the CPU", report, report["note"])
+    notes = (LIMIT, report["note"]) if cells else (report["note"],)
+    figure = _figure(1.8 + 4.3 * rows, "Training on the CPU", report, notes)
     axes = list(figure.subplots(rows, 2, squeeze=False).flat)
     names = {key: contender["name"] for key, contender in report["contenders"].items()}
     for cell, axis in zip(cells, axes, strict=False):
@@ -104,11 +110,11 @@ def _throughput_panel(axis: Axes, cell: Report, names: dict[str, str]) -> None:
     ]
     limit = cell["sgemm_operations_per_second"]["median"] / cell["operations_per_sample"]
     _draw_bars(axis, sorted(bars, key=lambda bar: bar.spread["median"]), names)
-    _write_beside(axis, len(bars) - 0.3, ("a second", "of ours"), GREY)
+    _write_beside(axis, len(bars) - 0.3, ("rate", "\N{MULTIPLICATION SIGN} ours"), GREY)
     axis.set_xlim(0, 1.04 * max(limit, *(bar.spread["max"] for bar in bars)))
     axis.axvline(limit, color=INK, linewidth=1, linestyle="--")
     axis.set_title(f"{cell['network']}, batches of {cell['batch_size']}")
-    axis.set_xlabel("samples a second; dashed: the matrix products alone")
+    axis.set_xlabel("training samples per second")
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
 
 
@@ -128,8 +134,10 @@ def _goal_panel(axis: Axes, goal: Report, accuracy: Report, names: dict[str, str
         axis.set_xlim(left=0.5 * min(bar.spread["min"] for bar in bars))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.set_title(f"{accuracy['network']} to {100 * goal['target']:g} % on the test set")
-    label = "seconds of training" + (", logarithmic" if with_notebook else "")
+    axis.set_title(f"{accuracy['network']}, to {100 * goal['target']:g} %")
+    label = "seconds of training to that test accuracy" + (
+        ",\nlogarithmic" if with_notebook else ""
+    )
     if missed := [names[row["contender"]] for row in goal["rows"] if not row["seconds"]]:
         label += f"\nnot from every seed: {', '.join(missed)}"
     axis.set_xlabel(label)
@@ -151,7 +159,7 @@ def _draw_bars(axis: Axes, bars: Sequence[_Bar], names: dict[str, str]) -> None:
     )
     least, most = ([bar.spread[end] for bar in bars] for end in ("min", "max"))
     axis.hlines(places, least, most, color=INK, linewidth=1.2)
-    axis.set_yticks(places, [names[bar.contender] for bar in bars])
+    axis.set_yticks(places, [names[bar.contender] for bar in bars], fontsize=13)
     axis.tick_params(axis="y", length=0)
     for place, bar in zip(places, bars, strict=True):
         ours = COLOURS.get(bar.contender) == OURS
@@ -167,11 +175,11 @@ def _write_beside(
             figure,
             (1, place),
             xycoords=("axes fraction", "data"),
-            xytext=(58 * (column + 1), 0),
+            xytext=(64 * (column + 1), 0),
             textcoords="offset points",
             ha="right",
             va="center",
-            fontsize=10,
+            fontsize=13,
             weight="bold" if bold else "normal",
             color=colour,
         )
@@ -182,8 +190,13 @@ def scaling_figure(report: Report) -> Figure:
     scaling = report["scaling"]
     elsewhere = scaling["batch_size_elsewhere"]
     small = scaling["workers"][0]["network"]
-    figure = _figure(8.2, "How our training scales", report)
-    (workers, batch, images), (hidden, share, memory) = figure.subplots(2, 3)
+    notes = (
+        f"Batches of {elsewhere} and the network {small}, unless an axis says otherwise. The limit "
+        "is the rate of the matrix products alone (sgemm). Training sets are memory-mapped files; "
+        "small ones are copied as well.",
+    )
+    figure = _figure(15.5, "How our training scales", report, notes)
+    (workers, batch), (hidden, fraction), (images, memory) = figure.subplots(3, 2)
 
     networks = list(dict.fromkeys(point["network"] for point in scaling["workers"]))
     styles = zip(networks, (OURS, "#bb5566", NOTEBOOK), ("o-", "s--", "^:"), strict=False)
@@ -192,47 +205,48 @@ def scaling_figure(report: Report) -> Figure:
         one = points[0]["samples_per_second"]["median"]
         rates = [_scaled(point["samples_per_second"], 1 / one) for point in points]
         _curve(workers, [point["workers"] for point in points], rates, style, colour, network)
-    _axes(workers, "Processes", f"processes, batches of {elsewhere}", "times one process")
+    _axes(workers, "Workers", "number of workers", "rate, times that of one worker")
     counts = sorted({point["workers"] for point in scaling["workers"]})
     workers.set_xticks(counts, [str(count) for count in counts])
     workers.set_xlim(counts[0] - 0.2, counts[-1] + 0.2)
     workers.set_ylim(0, counts[-1] + 0.2)
-    workers.legend(frameon=False, fontsize=9, loc="lower right")
+    workers.legend(frameon=False, fontsize=13, loc="lower right")
 
     points = scaling["batch_size"]
     sizes = [point["batch_size"] for point in points]
     _curve(batch, sizes, [point["samples_per_second"] for point in points])
     _powers_of_two(batch, sizes)
-    _axes(batch, "Batch size", f"samples a batch, {small}", "samples a second")
+    _axes(batch, "Batch size", "images in a batch, logarithmic", RATE)
     batch.set_ylim(bottom=0)
 
     points = scaling["hidden_size"]
     sizes = [point["hidden_size"] for point in points]
+    units = "units in the hidden layer, logarithmic"
     _curve(hidden, sizes, [point["samples_per_second"] for point in points])
     _powers_of_two(hidden, sizes)
     hidden.set_yscale("log")
     hidden.yaxis.set_minor_formatter(NullFormatter())
-    _axes(hidden, "Hidden units", f"units, batches of {elsewhere}", "samples a second")
-    _curve(share, sizes, [_scaled(point["share_of_sgemm"], 100) for point in points])
-    _powers_of_two(share, sizes)
-    share.set_ylim(bottom=0)
-    _axes(share, "Share of the products' limit", f"units, batches of {elsewhere}", "%")
+    _axes(hidden, "Hidden units: rate", units, f"{RATE}, logarithmic")
+    _curve(fraction, sizes, [_scaled(point["share_of_sgemm"], 100) for point in points])
+    _powers_of_two(fraction, sizes)
+    fraction.set_ylim(bottom=0)
+    _axes(fraction, "Hidden units: part of the limit", units, "percent of the limit")
 
     points = scaling["training_set"]
     counts = [point["images"] for point in points]
     _curve(images, counts, [point["samples_per_second"] for point in points])
     images.set_ylim(bottom=0)
-    _axes(images, "Training set", f"memory-mapped images, {small}", "samples a second")
+    _axes(images, "Training set: rate", "images in the training set", RATE)
     images.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
     if all(point["memory_bytes"] for point in points):
         megabytes = [point["memory_bytes"]["own"] / 1e6 for point in points]
         memory.plot(counts, megabytes, "o-", color=OURS, label="memory of the training")
         megabytes = [count * 784 / 1e6 for count in counts]
-        memory.plot(counts, megabytes, "s--", color=NOTEBOOK, label="the images' file")
-        memory.legend(frameon=False, fontsize=9, loc="upper left")
+        memory.plot(counts, megabytes, "s--", color=NOTEBOOK, label="file of the images")
+        memory.legend(frameon=False, fontsize=13, loc="upper left")
         memory.set_ylim(bottom=0)
         memory.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
-    _axes(memory, "Memory", "mapped images; small sets are copied too", "MB")
+    _axes(memory, "Training set: memory", "images in the training set", "megabytes")
     return figure
 
 
@@ -255,7 +269,7 @@ def _axes(axis: Axes, title: str, x: str, y: str) -> None:
     axis.set_ylabel(y)
     axis.grid(color="#e4e4e4", linewidth=0.8)
     axis.set_axisbelow(True)
-    if y == "samples a second":
+    if y.startswith(RATE):
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
 
 

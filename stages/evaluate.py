@@ -5,8 +5,6 @@ This is the only stage that opens the test set.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from stages.core.exact import ExactnessError
@@ -15,12 +13,10 @@ from stages.core.network import softmax, softmax_terms
 from stages.core.prediction import logits_of, predict, quantise, score
 from stages.pipeline.command import InputError, run
 from stages.pipeline.datasets import CLASSES, load_processed, load_raw
-from stages.pipeline.files import save_arrays, save_csv, save_json
-from stages.pipeline.model_file import load_model
+from stages.pipeline.files import save_csv, save_json
+from stages.pipeline.model_file import MODEL, load_model
 from stages.pipeline.params import load_params
-
-MODEL = Path("models/model.npz")
-REPORTS = Path("reports")
+from stages.pipeline.schemas import CONFUSION, METRICS, PER_CLASS, Scored, save_scored
 
 
 def main() -> None:
@@ -54,32 +50,22 @@ def evaluate() -> None:
             "loss": round(scored.loss, 6),
         }
         print(f"{name}: accuracy {metrics[name]['accuracy']:.2%}, loss {metrics[name]['loss']:.4f}")
-    save_json(REPORTS / "metrics.json", metrics)
+    save_json(METRICS, metrics)
 
     logits = logits_of(parameters, x_test, arithmetic)
     predictions = predict(logits)
     per_class = class_metrics(confusion_matrix(y_test, predictions, CLASSES))
     save_csv(
-        REPORTS / "per_class.csv",
+        PER_CLASS,
         ("class", *per_class._fields),
         [
             (label, f"{precision:.6f}", f"{recall:.6f}", f"{f1:.6f}", support)
             for label, (precision, recall, f1, support) in enumerate(zip(*per_class, strict=True))
         ],
     )
-    save_csv(
-        REPORTS / "confusion.csv",
-        ("actual", "predicted"),
-        zip(y_test, predictions, strict=True),
-    )
-    save_arrays(
-        Path("data/scored.npz"),
-        {
-            "images": x_test.reshape(len(x_test), -1),
-            "labels": y_test,
-            "probabilities": softmax(softmax_terms(logits, arithmetic)).astype(np.float32),
-        },
-    )
+    save_csv(CONFUSION, ("actual", "predicted"), zip(y_test, predictions, strict=True))
+    probabilities = softmax(softmax_terms(logits, arithmetic)).astype(np.float32)
+    save_scored(Scored(x_test, y_test, predictions.astype(np.uint8), probabilities))
 
 
 if __name__ == "__main__":

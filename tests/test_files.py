@@ -23,7 +23,7 @@ from stages.pipeline.files import (
     atomic_write,
     load_array,
     load_arrays,
-    load_csv,
+    load_bytes,
     save_array,
     save_arrays,
     save_csv,
@@ -163,7 +163,7 @@ def test_the_bytes_of_an_archive_do_not_depend_on_when_it_was_written(
     assert (tmp_path / "now.npz").read_bytes() == (tmp_path / "then.npz").read_bytes()
 
 
-@pytest.mark.parametrize("load", [load_array, load_mapped, load_arrays, load_csv])
+@pytest.mark.parametrize("load", [load_array, load_mapped, load_arrays, load_bytes])
 def test_a_missing_file_is_named_with_the_remedy(
     tmp_path: Path, load: Callable[[Path], object]
 ) -> None:
@@ -282,13 +282,6 @@ def test_a_table_has_lf_ends_and_comes_back_as_it_was(tmp_path: Path) -> None:
     assert path.read_bytes().startswith(b"number,text\n1,plain\n")
     with path.open(encoding="utf-8", newline="") as file:
         assert list(csv.reader(file)) == [["number", "text"], *map(list, rows)]
-    assert load_csv(path) == [{"number": number, "text": text} for number, text in rows]
-
-
-def test_a_table_that_is_no_text_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "table.csv"
-    path.write_bytes(b"epoch,train_loss\n1,\xff\xfe\n")
-    assert "not a readable CSV table" in one_line(load_csv, path)
 
 
 def test_json_is_as_given_and_ends_with_a_line_end(tmp_path: Path) -> None:

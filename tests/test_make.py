@@ -49,7 +49,10 @@ def test_the_result_is_the_test_accuracy_and_where_the_pictures_are(
     path = tmp_path / summary.METRICS
     path.parent.mkdir()
     accuracies = {"train": 0.99325, "validation": 0.9864, "test": 0.987}
-    path.write_text(json.dumps({name: {"accuracy": a} for name, a in accuracies.items()}))
+    path.write_text(json.dumps({
+        name: {"accuracy": accuracy, "error_rate": 1 - accuracy, "loss": 0.1}
+        for name, accuracy in accuracies.items()
+    }))  # fmt: skip
     summary.main()
     first, second = capsys.readouterr().out.splitlines()
     assert first == "test accuracy 98.70% (validation 98.64%, train 99.33%)"

@@ -20,7 +20,6 @@ import yaml
 from stages.core.data import Set
 from stages.pipeline.command import INTERRUPTED, InputError
 from stages.pipeline.params import TrainParams
-from stages.plots import png
 from stages.train import Trained, train
 from tests.checks.small_project import ROOT, copy_project, environment, set_parameters
 from tools import study
@@ -278,21 +277,3 @@ def test_mean_and_deviation_are_those_of_a_sample() -> None:
     assert row.endswith("| 4 | 2 |")
     # One seed has no deviation.
     assert "| 98.51% | 98.51% | 98.51% | 1 |" in study.table({"a": a_study(0.9851)})
-
-
-@pytest.mark.parametrize("accuracies", [(1.0,), (1.0, 0.9999), (0.0, 0.1), (0.9931, 0.9932)])
-def test_the_picture_has_a_ring_for_each_seed_whatever_the_accuracies(
-    accuracies: tuple[float, ...],
-) -> None:
-    found = {"a": a_study(*accuracies), "b": a_study(0.95)}
-    figure = study.picture(found)
-    (axes,) = figure.axes
-    rings = [len(line.get_xdata()) for line in axes.lines if line.get_fillstyle() == "none"]
-    assert rings == [len(accuracies), 1]
-    bad, good = axes.get_xlim()
-    for line in axes.lines:
-        assert all(good < x < bad for x in line.get_xdata())
-    assert len(axes.get_xticks()) >= 2
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
-    pixels = study.render(figure)
-    assert png.encode(pixels) == png.encode(study.render(study.picture(found)))

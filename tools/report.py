@@ -1,70 +1,101 @@
-"""Write reports/report.html: a revision beside the workspace, on one page that needs no network.
+"""Write reports/report.html: two revisions side by side, on one page that needs no network.
 
-A revision is all that DVC takes for one: a commit, a branch, a tag or an experiment.
+A revision is all that DVC takes for one: a commit, a branch, a tag or an experiment. Without a
+second one, the first is compared with the workspace; without any, HEAD is.
 """
 
 from __future__ import annotations
 
-import argparse
 import base64
-import csv
-import io
-import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from html import escape
 from operator import itemgetter
 from pathlib import Path
 from string import Template
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, TypeVar
 
-import matplotlib
 import numpy as np
+import yaml
 from dvc.api import DVCFileSystem
 from dvc.exceptions import DvcException
+from dvc.repo import Repo
+from dvc.scm import resolve_rev
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
-from numpy.typing import NDArray
 
-from stages.pipeline.command import InputError, run
+from stages.core.metrics import confusion_matrix
+from stages.core.network import Layer
+from stages.pipeline.command import InputError, Parser, run
+from stages.pipeline.datasets import CLASS_NAMES, CLASSES, SHAPE
 from stages.pipeline.files import atomic_write
+from stages.pipeline.model_file import MODEL, load_model
+from stages.pipeline.params import PARAMS, validated
+from stages.pipeline.schemas import (
+    CONFUSION,
+    CURVES,
+    METRICS,
+    PER_CLASS,
+    Metrics,
+    kept_epoch,
+    parse_confusion,
+    parse_curves,
+    parse_metrics,
+    parse_per_class,
+)
+from stages.plots import charts, figures, png
+from stages.plots.drawing import render
+from tools.study import load_studies, studied_parameters
+from tools.verdict import Judged, verdict
 
 REPORT = Path("reports/report.html")
 TEMPLATE = Path(__file__).with_suffix(".html")
-CURVES = "reports/learning_curves.csv"
-CONFUSION = "reports/confusion.csv"
-PER_CLASS = "reports/per_class.csv"
-PICTURES = "reports/*.png"
-# The page has its own curves and its own confusion matrices.
-REDRAWN = {"reports/learning_curves.png", "reports/confusion_matrix.png"}
-COLOURS = ("#be5000", "#004488")
-LEAST_LOSS = 1e-6  # the last digit of the table; a logarithm has no zero
+WORKSPACE = "workspace"
+WEIGHTS = "reports/first_layer_weights.png"
+# The page draws these anew, with both sides in one or on one scale.
+REDRAWN = {"reports/learning_curves.png", "reports/confusion_matrix.png", WEIGHTS}
+READ = (METRICS, CURVES, CONFUSION, PER_CLASS, PARAMS, MODEL)
 
-Array = NDArray[np.float64]
-Content = TypeVar("Content")
+Parsed = TypeVar("Parsed")
 
 
 class Side(NamedTuple):
-    """One of the two that are compared."""
+    """One of the two that are compared.
+
+    Attributes:
+        name: on the page.
+        about: which commit it is; "" for the workspace.
+        revision: as DVC's diffs call it.
+        files: each file's content, or why there is none.
+    """
 
     name: str
-    files: DVCFileSystem
+    about: str
+    revision: str
+    files: dict[str, bytes | str]
 
 
-class NotShownError(Exception):
-    """A file cannot be shown. The message is a sentence for the page."""
+class Section(NamedTuple):
+    """A part of the page, and whether both sides are known to be the same in it."""
+
+    heading: str
+    content: str
+    identical: bool
 
 
 def main() -> None:
-    """Compare the workspace with the revision that the command line names, or with HEAD."""
-    parser = argparse.ArgumentParser(prog="python -m tools.report", description=__doc__)
-    parser.add_argument("revision", nargs="?", default="HEAD", help="(default: HEAD)")
-    revision = parser.parse_args().revision
+    """Compare the revisions that the command line names."""
+    parser = Parser(prog="python -m tools.report", description=__doc__)
+    parser.add_argument("revision", nargs="*", help="one or two (default: HEAD)")
+    revisions = " ".join(parser.parse_args().revision).split() or ["HEAD"]
+    if len(revisions) == 1:
+        revisions.append(WORKSPACE)
+    if len(set(revisions)) != 2 or len(revisions) != 2:
+        raise InputError(f"{' '.join(revisions)}: must be one revision, or two different ones")
     try:
-        with closing(DVCFileSystem(rev=revision)) as old, closing(DVCFileSystem()) as new:
-            text = page(Side(revision, old), Side("the workspace", new))
+        with Repo() as repo:
+            text = page(repo, *revisions)
     except DvcException as error:
         raise InputError(_line(error)) from None
     with atomic_write(REPORT) as file:
@@ -72,296 +103,325 @@ def main() -> None:
     print(REPORT)
 
 
-def page(old: Side, new: Side) -> str:
+def page(repo: Repo, old_revision: str, new_revision: str) -> str:
     """Return the whole page.
 
     Raises:
         InputError: DVC knows no such revision, or a side's dvc.yaml is damaged.
     """
-    try:
-        commit = old.files.repo.scm.resolve_commit(old.files.repo.get_rev())
-    except (DvcException, AttributeError):  # DVC takes a folder's hash for a commit's, and trips
-        raise InputError(
-            f"{old.name}: no such revision: must be a commit, a branch, a tag or an experiment"
-        ) from None
-    paths: set[str] = set()
-    for side in (old, new):
-        try:
-            paths.update(side.files.glob(PICTURES))  # DVC reads dvc.yaml for a list of files
-        except DvcException as error:
-            raise InputError(f"{side.name}: {_line(error)}") from None
-    date = datetime.fromtimestamp(commit.commit_time, UTC).date()
-    subject = commit.message.split("\n", 1)[0]
-    revisions = {"a_rev": commit.hexsha, "b_rev": "workspace"}
-    repository, sides = new.files.repo, (old, new)
-    sections = {
-        "Parameters that differ": parameters(repository.params.diff(**revisions), sides),
-        "Metrics": metrics(repository.metrics.diff(**revisions, all=True), sides),
-        "Learning curves": learning_curves(sides),
-        "Confusion matrices": confusion_matrices(sides),
-        "Each digit, in percent": per_class(sides),
-        "Pictures": pictures(sorted(paths - REDRAWN), sides),
-    }
+    sides = old, new = read_side(repo, old_revision), read_side(repo, new_revision)
+    sections = [
+        parameters(repo.params.diff(a_rev=old.revision, b_rev=new.revision), sides),
+        metrics(sides),
+        learning_curves(sides),
+        confusion_matrices(sides),
+        per_class(sides),
+        first_layer_weights(sides),
+        *pictures(sides),
+    ]
+    judgement = "Identical: both sides have the same parameters, metrics, curves and pictures."
+    if not all(section.identical for section in sections):
+        judgement = verdict(judged(old), judged(new), load_studies())
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=escape(f"From {old.name} to the workspace"),
-        about=escape(f"{old.name} is commit {commit.hexsha[:7]} of {date}: {subject}"),
+        title=escape(f"From {old.name} to {new.name}"),
+        about="<br>\n".join(escape(side.about) for side in sides if side.about),
+        verdict=escape(judgement),
         sections="\n".join(
-            f"<section>\n<h2>{heading}</h2>\n{content}\n</section>"
-            for heading, content in sections.items()
+            f"<section>\n<h2>{section.heading}</h2>\n"
+            + '<p class="identical">identical</p>\n' * section.identical
+            + f"{section.content}</section>"
+            for section in sections
         ),
     )
 
 
-def parameters(diff: Mapping[str, Any], sides: Sequence[Side]) -> str:
-    """Return a table of what DVC's diff of the parameters holds."""
-    rows = [[key, _value(old), _value(new)] for key, old, new in _changes(diff)]
-    head = ["parameter", *(side.name for side in sides)]
-    return _problems(diff, sides) + (_table(head, rows) if rows else "<p>None.</p>")
+def read_side(repo: Repo, revision: str) -> Side:
+    """Read what the page shows of a revision, or of the workspace.
 
-
-def metrics(diff: Mapping[str, Any], sides: Sequence[Side]) -> str:
-    """Return a table of what DVC's diff of the metrics holds."""
-    rows = [[key, *_three(old, new, 6)] for key, old, new in _changes(diff)]
-    head = ["metric", *(side.name for side in sides), "difference"]
-    return _problems(diff, sides) + (_table(head, rows) if rows else "")
-
-
-def _changes(diff: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Return (key, old, new) for each key in DVC's diff, over all its files."""
-    changes = [
-        (key, change["old"], change["new"])
-        for found in diff.get("diff", {}).values()
-        for key, change in found.items()
-    ]
-    return sorted(changes, key=itemgetter(0))
-
-
-def _problems(diff: Mapping[str, Any], sides: Sequence[Side]) -> str:
-    """Return a note for each file that DVC could not read."""
-    notes = ""
-    for revision, found in diff.get("errors", {}).items():
-        name = sides[revision == "workspace"].name
-        for path, error in found.items() if isinstance(found, dict) else [("dvc.yaml", found)]:
-            notes += _note(_cannot(path, name, error))
-    return notes
-
-
-def learning_curves(sides: Sequence[Side]) -> str:
-    """Return a drawing of the accuracies and one of the losses, each with both sides' curves."""
-    found, notes = _read(
-        sides, CURVES, "epoch", "validation_accuracy", "validation_loss", "train_loss"
-    )
-    accuracies, losses = [], []
-    for side, colour in zip(sides, COLOURS, strict=True):
-        if side.name in found:
-            epochs, accuracy, validation, training = found[side.name]
-            accuracies.append(_Curve(f"{side.name}, validation", colour, "solid", epochs, accuracy))
-            losses += [
-                _Curve(f"{side.name}, validation", colour, "solid", epochs, validation),
-                _Curve(f"{side.name}, training", colour, "dashed", epochs, training),
-            ]
-    if not found:
-        return notes
-    return (
-        f'{notes}<div class="pair">\n'
-        f"{_drawing('accuracy', 'Accuracy over the epochs', accuracies, 'linear')}"
-        f"{_drawing('loss', 'Loss (cross-entropy) over the epochs', losses, 'log')}</div>"
-    )
-
-
-class _Curve(NamedTuple):
-    label: str
-    colour: str
-    line: str
-    x: Array
-    y: Array
-
-
-def _drawing(name: str, title: str, curves: Sequence[_Curve], scale: str) -> str:
-    """Return a figure with the curves; `name` keeps its ids apart from other drawings'."""
-    with matplotlib.rc_context(matplotlib.rcParamsDefault):
-        matplotlib.rcParams["svg.fonttype"] = "none"  # letters stay text
-        matplotlib.rcParams["svg.hashsalt"] = "the same ids in every run"
-        figure = Figure(figsize=(5, 3.6), layout="constrained")
-        axes = figure.add_subplot()
-        for curve in curves:
-            axes.plot(
-                curve.x,
-                curve.y if scale == "linear" else curve.y.clip(LEAST_LOSS),
-                color=curve.colour,
-                linestyle=curve.line,
-                marker="." if len(curve.x) == 1 else "",
-                label=curve.label.replace("$", r"\$"),  # no formula
-            )
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_yscale(scale)
-        if scale == "log":
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.grid(color="#dddddd")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
-        file = io.StringIO()
-        metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(file, format="svg", metadata=metadata)
-    svg = file.getvalue()
-    svg = re.sub(r'( id="|"#|url\(#)', rf"\g<1>{name}-", svg[svg.index("<svg ") :])
-    label = escape(f"{title}: {'; '.join(curve.label for curve in curves)}")
-    return (
-        f"<figure><figcaption>{title}</figcaption>\n"
-        f'<svg role="img" aria-label="{label}" {svg.removeprefix("<svg ")}</figure>\n'
-    )
-
-
-def confusion_matrices(sides: Sequence[Side]) -> str:
-    """Return each side's table of counts, or one table if they are equal."""
-    found, notes = _read(sides, CONFUSION, "actual", "predicted")
-    if not found:
-        return notes
-    counts = _once({name: Counter(zip(*columns, strict=True)) for name, columns in found.items()})
-    digits = sorted({digit for count in counts.values() for pair in count for digit in pair})
-    most = max(n for count in counts.values() for n in [1, *_mistakes(count).values()])
-    tables = "".join(_matrix(name, count, digits, most) for name, count in counts.items())
-    return (
-        f"{notes}<p>Rows are the true digits, columns the predicted ones.</p>\n"
-        f'<div class="pair">\n{tables}</div>'
-    )
-
-
-def _mistakes(count: Counter[Any]) -> dict[Any, int]:
-    return {
-        (actual, predicted): n for (actual, predicted), n in count.items() if actual != predicted
-    }
-
-
-def _matrix(name: str, count: Counter[Any], digits: Sequence[float], most: int) -> str:
-    """Return the table of how often (actual, predicted) occurs, mistakes in shades of red."""
-    body = ""
-    for actual in digits:
-        body += f'<tr><th scope="row">{actual:g}</th>'
-        for predicted in digits:
-            n = count[actual, predicted]
-            # The root shows rare mistakes beside common ones.
-            look = f' style="background: rgb(204 0 0 / {60 * (n / most) ** 0.5:.0f}%)"'
-            if actual == predicted:
-                look = ' class="right"'
-            elif n == 0:
-                look = ' class="zero"'
-            body += f"<td{look}>{n}</td>"
-        body += "</tr>\n"
-    wrong = sum(_mistakes(count).values())
-    caption = escape(f"{name}: {wrong} of {count.total()} wrong")
-    head = "".join(f'<th scope="col">{digit:g}</th>' for digit in digits)
-    return (
-        f'<table class="matrix"><caption>{caption}</caption>\n'
-        f"<thead><tr><td></td>{head}</tr></thead>\n<tbody>\n{body}</tbody></table>\n"
-    )
-
-
-def per_class(sides: Sequence[Side]) -> str:
-    """Return a table of each digit's figures on both sides and their differences."""
-    found, notes = _read(sides, PER_CLASS, "class", "precision", "recall", "f1")
-    if not found:
-        return notes
-    old, new = (
-        {digit: 100 * np.array(figures) for digit, *figures in found[side.name].T}
-        if side.name in found
-        else {}
-        for side in sides
-    )
-    nothing = [None] * 3
-    rows = []
-    for digit in sorted({*old, *new}):
-        pairs = zip(old.get(digit, nothing), new.get(digit, nothing), strict=True)
-        rows.append([f"{digit:g}", *(cell for pair in pairs for cell in _three(*pair, 2))])
-    head = ["digit", *[*(side.name for side in sides), "difference"] * 3]
-    return notes + _table(head, rows, groups=["precision", "recall", "F1"])
-
-
-def pictures(paths: Sequence[str], sides: Sequence[Side]) -> str:
-    """Return each picture of each side, once if both have the same."""
-    shown = ""
-    for path in paths:
-        title = Path(path).stem.replace("_", " ").capitalize()
-        found: dict[str, bytes] = {}
-        for side in sides:
-            try:
-                found[side.name] = _content(side, path)
-            except NotShownError as error:
-                shown += _note(str(error))
-        figures = ""
-        for name, content in _once(found).items():
-            caption = escape(f"{title}: {name}")
-            data = base64.b64encode(content).decode()
-            figures += (
-                f"<figure><figcaption>{caption}</figcaption>\n"
-                f'<img src="data:image/png;base64,{data}" alt="{caption}"></figure>\n'
-            )
-        shown += f'<div class="pair">\n{figures}</div>\n'
-    return shown
-
-
-def _read(sides: Sequence[Side], path: str, *names: str) -> tuple[dict[str, Array], str]:
-    """Read named columns of a table on both sides.
-
-    Returns:
-        The columns (names, rows) under each side's name, where they could be read; and notes
-        that say where they could not.
+    Raises:
+        InputError: there is no such revision, or its dvc.yaml is damaged.
     """
-    found: dict[str, Array] = {}
-    notes = ""
-    for side in sides:
+    name, about, commit = "the workspace", "", WORKSPACE
+    if revision != WORKSPACE:
         try:
-            text = io.StringIO(_content(side, path).decode())
-            columns = np.array(
-                [[float(row[name]) for name in names] for row in csv.DictReader(text)]
-            )
-            if not (columns.size and np.isfinite(columns).all()):
-                raise ValueError
-            found[side.name] = columns.T
-        except NotShownError as error:
-            notes += _note(str(error))
-        except (csv.Error, KeyError, TypeError, ValueError):
-            wanted = f"must hold finite numbers for {', '.join(names)} in each row"
-            notes += _note(f"{path} in {side.name} is damaged: {wanted}.")
-    return found, notes
+            found = repo.scm.resolve_commit(resolve_rev(repo.scm, revision))
+        except (DvcException, AttributeError):  # DVC takes a folder's hash for a commit's
+            raise InputError(
+                f"{revision}: no such revision: must be a commit, a branch, a tag or an experiment"
+            ) from None
+        date = datetime.fromtimestamp(found.commit_time, UTC).date()
+        subject = found.message.split("\n", 1)[0]
+        name, commit = revision, found.hexsha
+        about = f"{name} is commit {commit[:7]} of {date}: {subject}"
+    with repo.switch(commit), closing(DVCFileSystem(repo=repo)) as files:
+        try:
+            outs = [out.def_path for stage in repo.index.stages for out in stage.outs]
+        except DvcException as error:
+            raise InputError(f"{name}: {_line(error)}") from None
+        paths = [*map(str, READ), *(out for out in outs if out.endswith(".png"))]
+        return Side(name, about, commit, {path: _content(files, path, name) for path in paths})
 
 
-def _content(side: Side, path: str) -> bytes:
+def _content(files: DVCFileSystem, path: str, name: str) -> bytes | str:
     try:
-        content: bytes = side.files.read_bytes(path)
-    except OSError as error:
-        raise NotShownError(_cannot(path, side.name, error)) from None
+        content: bytes = files.read_bytes(path)
+    except FileNotFoundError:
+        return f"{path} is not in {name}."
+    except (OSError, DvcException) as error:
+        return f"{path} in {name} cannot be read: {_line(error)}."
     return content
 
 
-def _cannot(path: str, name: str, error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return f"{path} is not in {name}."
-    reason = error.strerror if isinstance(error, OSError) else _line(error)
-    return f"{path} in {name} cannot be read: {reason or type(error).__name__}."
-
-
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    reason = error.strerror if isinstance(error, OSError) else None
+    return " ".join((reason or str(error) or type(error).__name__).split())
 
 
-def _once(found: Mapping[str, Content]) -> dict[str, Content]:
-    """Return what the sides hold, under both names at once if it is equal."""
+def judged(side: Side) -> Judged:
+    """Return what the verdict needs of a side."""
+    found, document = _parsed([side], METRICS, parse_metrics)[0], _document(side)
+    try:
+        studied = studied_parameters(validated(document, PARAMS))
+    except InputError:
+        studied = None
+    on_validation = document.get("train", {}).get("include_validation") == "true"
+    return Judged(found.get(side.name), studied, on_validation)
+
+
+def _document(side: Side) -> dict[str, Any]:
+    """Return a side's params.yaml, every scalar as text; empty if it cannot be read."""
+    content = side.files[str(PARAMS)]
+    try:
+        document = yaml.load(content, Loader=yaml.BaseLoader) if content[:1] else None  # noqa: S506
+    except (yaml.YAMLError, ValueError):
+        document = None
+    return document if isinstance(document, dict) else {}
+
+
+def parameters(diff: Mapping[str, Any], sides: Sequence[Side]) -> Section:
+    """Return a table of what DVC's diff of the parameters holds."""
+    notes = ""
+    for revision, found in diff.get("errors", {}).items():
+        name = next(side.name for side in sides if side.revision == revision)
+        for path, error in found.items() if isinstance(found, dict) else [("dvc.yaml", found)]:
+            missing = isinstance(error, FileNotFoundError)
+            problem = (
+                f"is not in {name}." if missing else f"in {name} cannot be read: {_line(error)}."
+            )
+            notes += _note(f"{path} {problem}")
+    changes = [
+        [
+            key,
+            *(
+                "\N{EN DASH}" if change[side] is None else str(change[side])
+                for side in ("old", "new")
+            ),
+        ]
+        for found in diff.get("diff", {}).values()
+        for key, change in found.items()
+    ]
+    head = ["parameter", *(side.name for side in sides)]
+    table = _table(head, sorted(changes, key=itemgetter(0))) if changes else ""
+    return Section("Parameters that differ", notes + table, not (notes or changes))
+
+
+def metrics(sides: Sequence[Side]) -> Section:
+    """Return a table of each set's accuracy and loss on both sides."""
+    found, notes = _parsed(sides, METRICS, parse_metrics)
+    rows = []
+    for name in Metrics.model_fields:
+        for figure, factor, decimals in (("accuracy", 100, 2), ("loss", 1, 4)):
+            values = [
+                factor * getattr(getattr(found[side.name], name), figure)
+                if side.name in found else None
+                for side in sides
+            ]  # fmt: skip
+            unit = ", %" if factor == 100 else ""
+            rows.append([f"{name} {figure}{unit}", *_compared(values, decimals)])
+    identical = _identical(found)
+    head, rows = _once(["metric", *_columns(sides)], rows, identical)
+    return Section("Metrics", notes + (_table(head, rows) if found else ""), identical)
+
+
+def learning_curves(sides: Sequence[Side]) -> Section:
+    """Return a chart of the losses and one of the errors, each with both sides' curves."""
+    found, notes = _parsed(sides, CURVES, parse_curves)
+    identical = _identical({name: np.array(curves).tolist() for name, curves in found.items()})
+    runs = []
+    for side in sides:
+        if side.name in found:
+            curves, keep = found[side.name], _document(side).get("train", {}).get("keep")
+            runs.append(
+                charts.Run(
+                    "" if identical else side.name,
+                    curves.train_loss,
+                    curves.validation_loss,
+                    curves.validation_accuracy,
+                    kept_epoch(curves, keep) if keep in ("best", "last") else None,
+                )
+            )
+    if not runs:
+        return Section("Learning curves", notes, identical=False)
+    if identical:
+        runs = runs[:1]
+    names = " and ".join(found)
+    images = _image(f"Loss over the epochs: {names}", _encoded(charts.loss_chart(runs)))
+    images += _image(
+        f"Validation error over the epochs: {names}", _encoded(charts.error_chart(runs))
+    )
+    return Section("Learning curves", notes + _pair(images), identical)
+
+
+def confusion_matrices(sides: Sequence[Side]) -> Section:
+    """Return each side's matrix, both with the same shades."""
+    found, notes = _parsed(sides, CONFUSION, parse_confusion)
+    classes = max([CLASSES, *(int(np.max(both)) + 1 for both in found.values())])
+    names = CLASS_NAMES if classes == CLASSES else tuple(map(str, range(classes)))
+    counts = {name: confusion_matrix(*both, classes) for name, both in found.items()}
+    darkest = max((figures.mistaken(count).max() for count in counts.values()), default=0.0)
+    identical = _identical({name: count.tolist() for name, count in counts.items()})
+    images = ""
+    for name, count in list(counts.items())[: 1 if identical else 2]:
+        wrong = f"{count.sum() - count.trace()} of {count.sum()} wrong"
+        figure = figures.confusion_matrix(count, names, darkest)
+        images += _image(f"{name}: {wrong}", _encoded(figure), "" if identical else name)
+    return Section("Confusion matrices", notes + _pair(images), identical)
+
+
+def per_class(sides: Sequence[Side]) -> Section:
+    """Return a table of each class's figures on both sides and their differences."""
+    found, notes = _parsed(sides, PER_CLASS, parse_per_class)
+    titles, rows = {"precision": "precision", "recall": "recall", "f1": "F1"}, []
+    for label in range(max((len(table.label) for table in found.values()), default=0)):
+        row = [CLASS_NAMES[label] if label < CLASSES else str(label)]
+        for figure in titles:
+            columns = [getattr(found.get(side.name), figure, ()) for side in sides]
+            row += _compared([100 * c[label] if label < len(c) else None for c in columns], 2)
+        rows.append(row)
+    identical = _identical({name: np.array(table).tolist() for name, table in found.items()})
+    head, rows = _once(["class", *_columns(sides) * 3], rows, identical)
+    table = _table(head, rows, groups=list(titles.values())) if rows else ""
+    return Section("Each class, in percent", notes + table, identical)
+
+
+def first_layer_weights(sides: Sequence[Side]) -> Section:
+    """Return each side's weights on one scale; the pictures as they are if a model is missing."""
+    found, notes = _parsed(sides, MODEL, _first_layer)
+    if len(found) < 2:
+        section = _picture(WEIGHTS, sides)
+        notes += _note("Each picture has a scale of its own.")
+        return section._replace(content=notes + section.content)
+    identical = all(np.array_equal(*pair) for pair in zip(*found.values(), strict=True))
+    limit = max(figures.weight_limit(layer.W) for layer in found.values())
+    images = ""
+    for name, layer in list(found.items())[: 1 if identical else 2]:
+        figure = figures.first_layer_weights(layer.W, SHAPE, limit)
+        images += _image(
+            f"First layer weights: {name}", _encoded(figure), "" if identical else name
+        )
+    return Section("First layer weights", notes + _pair(images), identical)
+
+
+def _first_layer(content: bytes, name: object) -> Layer:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / MODEL.name
+        path.write_bytes(content)
+        try:
+            return load_model(path, inputs=SHAPE[0] * SHAPE[1], classes=CLASSES)[0]
+        except InputError as error:
+            raise InputError(str(error).replace(str(path), str(name))) from None
+
+
+def pictures(sides: Sequence[Side]) -> list[Section]:
+    """Return a section for each picture that the pipeline draws and the page does not."""
+    paths = {path for side in sides for path in side.files if path.endswith(".png")}
+    return [_picture(path, sides) for path in sorted(paths - REDRAWN)]
+
+
+def _picture(path: str, sides: Sequence[Side]) -> Section:
+    title = Path(path).stem.replace("_", " ").capitalize()
+    found, notes = _parsed(sides, path, lambda content, _: content)
+    identical = _identical(found)
+    images = "".join(
+        _image(f"{title}: {name}", content, "" if identical else name)
+        for name, content in list(found.items())[: 1 if identical else 2]
+    )
+    return Section(title, notes + _pair(images), identical)
+
+
+def _parsed(
+    sides: Sequence[Side], path: Path | str, parse: Callable[[bytes, object], Parsed]
+) -> tuple[dict[str, Parsed], str]:
+    """Parse a file of each side.
+
+    Returns:
+        What it holds under each side's name, where it could be read; and notes that say where not.
+    """
+    found, notes = {}, ""
+    for side in sides:
+        content = side.files.get(str(path), f"{path} is not in {side.name}.")
+        try:
+            if isinstance(content, str):
+                raise InputError(content)
+            found[side.name] = parse(content, f"{path} in {side.name}")
+        except InputError as error:
+            notes += _note(str(error))
+    return found, notes
+
+
+def _identical(found: Mapping[str, object]) -> bool:
+    """Return whether both sides are there and equal."""
     contents = list(found.values())
-    if len(contents) == 2 and contents[0] == contents[1]:
-        return {" and ".join(found): contents[0]}
-    return dict(found)
+    return len(contents) == 2 and contents[0] == contents[1]
+
+
+def _encoded(figure: Figure) -> bytes:
+    return png.encode(render(figure))
+
+
+def _image(description: str, content: bytes, caption: str = "") -> str:
+    """Return a PNG file's picture; on narrow screens a wide one is scrolled sideways."""
+    data, words = base64.b64encode(content).decode(), escape(description)
+    width = int.from_bytes(content[16:20])  # as the format has it
+    kind = ' class="wide"' if width > 1400 else ""
+    title = f"<figcaption>{escape(caption)}</figcaption>\n" if caption else ""
+    return f'<figure{kind}>{title}<img src="data:image/png;base64,{data}" alt="{words}"></figure>\n'
+
+
+def _pair(images: str) -> str:
+    return f'<div class="pair">\n{images}</div>\n' if images else ""
 
 
 def _note(text: str) -> str:
     return f'<p class="note">{escape(text)}</p>\n'
 
 
+def _columns(sides: Sequence[Side]) -> list[str]:
+    return [*(side.name for side in sides), "difference"]
+
+
+def _compared(values: Sequence[float | None], decimals: int) -> list[str]:
+    """Return both values and their difference as text."""
+    cells = ["\N{EN DASH}" if value is None else f"{value:.{decimals}f}" for value in values]
+    old, new = values
+    if old is None or new is None:
+        return [*cells, ""]
+    difference = f"{new - old:+.{decimals}f}"
+    return [*cells, difference.replace("-", "\N{MINUS SIGN}") if float(difference) else "0"]
+
+
+def _once(
+    head: list[str], rows: list[list[str]], identical: bool
+) -> tuple[list[str], list[list[str]]]:
+    """Return a table's head and rows, with one column of three if both sides are identical."""
+    if not identical:
+        return head, rows
+    short = [[row[0], *row[1::3]] for row in [head, *rows]]
+    return [short[0][0], *["both"] * (len(short[0]) - 1)], short[1:]
+
+
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], groups: Sequence[str] = ()) -> str:
-    """Return a table whose first column names the rows; the groups share out the others."""
+    """Return a table whose first column names the rows; the groups divide the others."""
     span = (len(head) - 1) // max(len(groups), 1)
     above = "".join(f'<th scope="colgroup" colspan="{span}">{group}</th>' for group in groups)
     columns = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
@@ -374,23 +434,8 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], groups: Sequence[
     return (
         '<div class="scroll"><table>\n<thead>'
         + (f"<tr><td></td>{above}</tr>\n" if groups else "")
-        + f"<tr>{columns}</tr></thead>\n<tbody>\n{body}</tbody></table></div>"
+        + f"<tr>{columns}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n"
     )
-
-
-def _value(value: Any, decimals: int | None = None) -> str:
-    if value is None:
-        return "\N{EN DASH}"
-    return f"{value:.{decimals}f}" if isinstance(value, float) and decimals else str(value)
-
-
-def _three(old: Any, new: Any, decimals: int) -> list[str]:
-    """Return both values and their difference as text."""
-    difference = ""
-    if isinstance(old, int | float) and isinstance(new, int | float):
-        difference = f"{new - old:+.{decimals}f}"
-        difference = difference.replace("-", "\N{MINUS SIGN}") if float(difference) else "0"
-    return [_value(old, decimals), _value(new, decimals), difference]
 
 
 if __name__ == "__main__":

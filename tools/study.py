@@ -18,28 +18,22 @@ from typing import Annotated, Any
 from stages.pipeline import threads  # noqa: F401  (before NumPy)
 
 # isort: split
-import matplotlib
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from stages.core.data import LabelledImages
 from stages.core.prediction import quantise, score
 from stages.pipeline.command import InputError, Parser, run
-from stages.pipeline.datasets import CLASSES, load_processed, load_raw
+from stages.pipeline.datasets import CLASSES, SHAPE, load_processed, load_raw
 from stages.pipeline.files import atomic_write, save_json
 from stages.pipeline.params import Params
-from stages.plots import png
-from stages.plots.figures import SIDE, render
+from stages.plots import charts, drawing, png
 from stages.train import train
 from tools.recipe import RECIPES, load_recipe
 
 STUDIES = Path("reports/studies.json")
-PICTURE = Path("reports/studies.png")
+FIGURE = Path("reports/studies.png")
 CHECKPOINT = Path(".dvc/tmp/study.checkpoint.npz")  # beside the one of the train stage
 MOST_SEEDS = 1000
-BLUE, ORANGE = "#004488", "#be5000"
-LEAST_ERROR = 0.01  # percent, one test image of 10000; a logarithm has no zero
 
 
 class Result(BaseModel):
@@ -48,13 +42,13 @@ class Result(BaseModel):
     How long a training took that was interrupted is not known.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     seed: int
-    validation_accuracy: float
-    test_accuracy: float
-    test_loss: float
-    seconds: float | None
+    validation_accuracy: Annotated[float, Field(ge=0, le=1)]
+    test_accuracy: Annotated[float, Field(ge=0, le=1)]
+    test_loss: Annotated[float, Field(ge=0)]
+    seconds: Annotated[float, Field(ge=0)] | None
 
 
 def _checked(parameters: dict[str, Any]) -> dict[str, Any]:
@@ -73,6 +67,11 @@ class Study(BaseModel):
     parameters: Annotated[dict[str, Any], AfterValidator(_checked)]
     results: Annotated[list[Result], Field(min_length=1)]
 
+    @property
+    def test_accuracies(self) -> list[float]:
+        """The accuracy of each seed's network."""
+        return [result.test_accuracy for result in self.results]
+
 
 Studies = dict[str, Study]
 
@@ -90,8 +89,9 @@ def main() -> None:
         study(arguments.recipe, load_recipe(arguments.recipe), int(arguments.seeds), studies)
     finally:  # after Ctrl-C, too
         if studies:
-            with atomic_write(PICTURE) as file:
-                file.write(png.encode(render(picture(studies))))
+            accuracies = {name: entry.test_accuracies for name, entry in studies.items()}
+            with atomic_write(FIGURE) as file:
+                file.write(png.encode(drawing.render(charts.studies(accuracies))))
     print(table(studies))
 
 
@@ -116,9 +116,7 @@ def load_studies() -> Studies:
 
 def study(name: str, params: Params, seeds: int, studies: Studies) -> None:
     """Train and score a recipe with the seeds up to `seeds` that `studies` lacks, and save each."""
-    parameters = params.model_dump(
-        include={"preprocess": True, "train": True}, exclude={"train": {"seed"}}
-    )
+    parameters = studied_parameters(params)
     known, results = studies.get(name), []
     if known and known.parameters == parameters:
         results = known.results
@@ -135,6 +133,13 @@ def study(name: str, params: Params, seeds: int, studies: Studies) -> None:
         studies[name] = Study(parameters=parameters, results=results)
         save_json(STUDIES, {name: entry.model_dump() for name, entry in studies.items()})
         CHECKPOINT.unlink(missing_ok=True)
+
+
+def studied_parameters(params: Params) -> dict[str, Any]:
+    """Return the parameters that a study's results depend on."""
+    return params.model_dump(
+        include={"preprocess": True, "train": True}, exclude={"train": {"seed"}}
+    )
 
 
 def trained_and_scored(
@@ -176,9 +181,9 @@ def table(studies: Studies) -> str:
         "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     for name, entry in studies.items():
-        sizes = [SIDE**2, *entry.parameters["train"]["hidden_sizes"], CLASSES]
+        sizes = [SHAPE[0] * SHAPE[1], *entry.parameters["train"]["hidden_sizes"], CLASSES]
         parameters = sum((inputs + 1) * outputs for inputs, outputs in pairwise(sizes))
-        accuracies = [result.test_accuracy for result in entry.results]
+        accuracies = entry.test_accuracies
         seconds = [result.seconds for result in entry.results if result.seconds is not None]
         cells = [
             name,
@@ -197,43 +202,6 @@ def table(studies: Studies) -> str:
 def _deviation(values: Sequence[float]) -> str:
     """Return ` ± ` and the standard deviation; one value has none."""
     return f" ± {stdev(values):.2%}" if len(values) > 1 else ""
-
-
-def picture(studies: Studies) -> Figure:
-    """Draw each recipe's test accuracies: a ring a seed, and below them mean and deviation.
-
-    The axis is the logarithm of the error rate, so that halving it is as wide everywhere.
-    """
-    with matplotlib.rc_context(matplotlib.rcParamsDefault):
-        figure = Figure(figsize=(9, 1.4 + 0.7 * len(studies)), dpi=150, layout="constrained")
-        axes = figure.add_subplot()
-        shown: list[float] = []
-        for row, entry in enumerate(studies.values()):
-            errors = [100 * (1 - result.test_accuracy) for result in entry.results]
-            middle, deviation = mean(errors), stdev(errors) if len(errors) > 1 else 0.0
-            rings = [max(error, LEAST_ERROR) for error in errors]
-            low, diamond, high = (
-                max(middle + side * deviation, LEAST_ERROR) for side in (-1, 0, 1)
-            )
-            axes.plot(rings, [row] * len(rings), "o", color=BLUE, fillstyle="none")
-            axes.plot([low, high], [row + 0.3] * 2, color=ORANGE)
-            axes.plot(diamond, row + 0.3, "D", color=ORANGE)
-            shown += [*rings, low, high]
-        # Round numbers at both ends, so that even a short axis has labels.
-        ticks = [number * 10.0**power for power in range(-2, 3) for number in (1, 2, 5)]
-        left = min(tick for tick in ticks if tick > max(shown))
-        right = max([tick for tick in ticks if tick < min(shown)], default=LEAST_ERROR / 2)
-        axes.set_xscale("log")
-        axes.set_xlim(left, right)
-        axes.set_xticks([tick for tick in ticks if right <= tick <= left])
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda error, _: f"{100 - error:g} %"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel("test accuracy: a ring a seed, a diamond the mean ± standard deviation")
-        axes.set_yticks(range(len(studies)), list(studies))
-        axes.set_ylim(len(studies) - 0.4, -0.6)
-        axes.grid(axis="x", color="#dddddd")
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure
 
 
 if __name__ == "__main__":

@@ -2,27 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from pydantic import BaseModel, ValidationError
-
-from stages.pipeline.command import InputError, run
-
-METRICS = Path("reports/metrics.json")
-
-
-class Figures(BaseModel):
-    """What is told of a set's figures."""
-
-    accuracy: float
-
-
-class Metrics(BaseModel):
-    """What is told of the metrics."""
-
-    train: Figures
-    validation: Figures
-    test: Figures
+from stages.pipeline.command import run
+from stages.pipeline.files import load_bytes
+from stages.pipeline.schemas import METRICS, parse_metrics
 
 
 def main() -> None:
@@ -31,10 +13,7 @@ def main() -> None:
     Raises:
         InputError: the metrics are missing or damaged.
     """
-    try:
-        metrics = Metrics.model_validate_json(METRICS.read_bytes())
-    except ValidationError:
-        raise InputError(f"{METRICS}: damaged; 'dvc repro' makes it anew") from None
+    metrics = parse_metrics(load_bytes(METRICS), METRICS)
     print(
         f"test accuracy {metrics.test.accuracy:.2%} (validation {metrics.validation.accuracy:.2%}, "
         f"train {metrics.train.accuracy:.2%})"

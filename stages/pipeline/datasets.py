@@ -11,7 +11,8 @@ from stages.pipeline.files import load_array
 RAW = Path("data/raw")
 PROCESSED = Path("data/processed")
 SHAPE = (28, 28)
-CLASSES = 10
+CLASS_NAMES = tuple("0123456789")
+CLASSES = len(CLASS_NAMES)
 
 
 def load_raw(name: str) -> LabelledImages:

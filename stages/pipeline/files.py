@@ -139,11 +139,11 @@ class _Utf8:
         return self._file.write(text.encode())
 
 
-def load_csv(path: Path) -> list[dict[str, str]]:
-    """Read a table: one mapping a row, from column name to text.
+def load_bytes(path: Path) -> bytes:
+    """Read a whole file.
 
     Raises:
-        InputError: the file is missing or not UTF-8 text.
+        InputError: the file is missing or cannot be read.
     """
-    with _reading(path, "a readable CSV table"), path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    with _reading(path, "a readable file"):
+        return path.read_bytes()

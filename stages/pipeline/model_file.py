@@ -11,6 +11,8 @@ from stages.core.network import Layer
 from stages.pipeline.command import InputError
 from stages.pipeline.files import load_arrays, save_arrays
 
+MODEL = Path("models/model.npz")
+
 
 def save_model(path: Path, parameters: Sequence[Layer]) -> None:
     """Write the layers as float32 arrays, `W` as (inputs, outputs)."""
@@ -46,10 +48,11 @@ def load_model(path: Path, inputs: int, classes: int) -> list[Layer]:
     for number in range(1, layers + 1):
         W, b = arrays[f"W{number}"], arrays[f"b{number}"]
         outputs = classes if number == layers else b.size
-        if W.shape != (units, outputs) or b.shape != (outputs,):
+        if W.shape != (units, outputs) or b.shape != (outputs,) or outputs == 0:
+            wanted = max(outputs, 1)
             raise InputError(
                 f"{path}: W{number} has shape {W.shape} and b{number} {b.shape}; "
-                f"must be ({units}, {outputs}) and ({outputs},)"
+                f"must be ({units}, {wanted}) and ({wanted},)"
             )
         units = outputs
     return [Layer(arrays[f"W{number}"], arrays[f"b{number}"]) for number in range(1, layers + 1)]
