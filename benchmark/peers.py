@@ -2,9 +2,9 @@
 
 All train the same network on the same images, fully connected layers with ReLU between them, by
 SGD with momentum on the mean cross-entropy, in float32, on all cores, every epoch in a new random
-order. Our engine sorts a batch's images into strips and leaves out the pixels that are dark in a
-whole strip: they add nothing to any sum, and exact sums do not notice. The peers multiply them, as
-everyone does who uses a library.
+order. Our engine's products visit only what is not zero, four fifths of MNIST's pixels and the
+inactive units being zero: they add nothing to any sum, and exact sums do not notice. The peers
+multiply them, as everyone does who uses a library.
 
 Each is a function from a task and the data to a `Train`: calling the function builds whatever can
 be kept, calling the `Train` draws new weights and trains. Peers are imported where they are used,
@@ -19,19 +19,21 @@ from stages.pipeline import threads
 import itertools
 import math
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from stages.core import Array, network
-from stages.core.data import CLASSES
+from stages.core import Array, network, prediction
+from stages.core.augmentation import Augmentation
+from stages.core.config import TrainConfig
 from stages.core.exact import PIXELS, Plain
+from stages.pipeline.datasets import CLASSES, SHAPE
 
-BRIGHTNESS = np.float32(PIXELS.grid)
+BRIGHTNESS = np.float32(PIXELS.quantum)
 """A pixel's value times this is what enters every contender's network."""
 FOREVER = 1_000_000
 
@@ -39,12 +41,12 @@ Layers = Sequence[tuple[Array, Array]]
 """Each layer's W (inputs, outputs) and b (outputs,)."""
 AfterEpoch = Callable[[int, Callable[[], Layers]], None]
 """Called after each epoch with the samples it trained on and a function that returns the weights;
-it may raise `Enough` to end the training."""
+it may raise `StopTraining` to end the training."""
 Train = Callable[[int, "Plan", AfterEpoch], None]
 """Trains from new weights: (seed, plan, after_epoch)."""
 
 
-class Enough(Exception):  # noqa: N818  (no error: what ends a training)
+class StopTraining(Exception):  # noqa: N818  (no error: what ends a training)
     """The training has gone on for long enough."""
 
 
@@ -67,7 +69,7 @@ class Task:
     images: int | None = None
     """How many of the training images an epoch takes, from the first on; None for all."""
     workers: int | None = None
-    """Processes of ours; None for as many as the pipeline uses."""
+    """Threads of ours; None for as many as the pipeline uses."""
 
     @property
     def sizes(self) -> list[int]:
@@ -103,7 +105,7 @@ class Plan:
 def predict(layers: Layers, x: Array) -> Array:
     """Return the classes of images x (samples, 784) uint8; the same code scores everyone."""
     parameters = [network.Layer(*layer) for layer in layers]
-    return network.predict(network.logits_of(parameters, x, Plain()))
+    return prediction.predict(prediction.logits_of(parameters, x, Plain()))
 
 
 def he_uniform(sizes: Sequence[int], seed: int) -> Layers:
@@ -111,29 +113,39 @@ def he_uniform(sizes: Sequence[int], seed: int) -> Layers:
     return network.initialise(sizes, "he", np.random.default_rng(seed))
 
 
-def ours(task: Task, data: Data, *, exact: bool) -> Train:
+def ours(task: Task, data: Data, *, exact: bool = True, skip_zeros: bool = True) -> Train:
     """Train with this project's engine, as the `train` stage does."""
-    from stages.engine.training import Recipe, Training
+    from stages.engine.training import Training
 
     def train(seed: int, plan: Plan, after_epoch: AfterEpoch) -> None:
-        recipe = Recipe(
+        config = TrainConfig(
             hidden_sizes=task.hidden_sizes,
-            batch_size=task.batch_size,
-            momentum=task.momentum,
+            initialisation="he",
+            optimizer="sgd",
             learning_rate=plan.learning_rate,
             schedule="cosine" if plan.epochs else "constant",
+            momentum=task.momentum,
+            batch_size=task.batch_size,
             epochs=plan.epochs or FOREVER,
+            l2=0.0,
+            weight_decay=0.0,
+            dropout=0.0,
+            label_smoothing=0.0,
+            ema_decay=0.0,
+            augmentation=Augmentation(0.0, 0.0, 0.0, 0.0, 0.0, smoothness=4.0, thickness=0.0),
             seed=seed,
+            keep="last",
         )
         few = slice(0, CLASSES)  # its own scoring is no part of what is measured
         training = Training(
-            (data.x, data.y),
-            (data.x_test[few], data.y_test[few]),
-            recipe,
-            workers=task.workers or threads.worker_count(),
-            exact=exact,
+            (data.x.reshape(-1, *SHAPE), data.y),
+            (data.x_test[few].reshape(-1, *SHAPE), data.y_test[few]),
+            config,
+            task.workers or threads.worker_count(),
+            exact,
+            skip_zeros,
         )
-        training.run(lambda epoch: after_epoch(len(data.x), lambda: training.layers))
+        training.run(lambda epoch: after_epoch(len(data.x), lambda: training.kept))
 
     return train
 
@@ -420,25 +432,15 @@ def products(task: Task, data: Data) -> Train:
 
     A "sample" is one addition or multiplication.
     """
-    from stages.engine.crew import Crew
-
-    processes = cores() if FORKS else 1
 
     def train(seed: int, plan: Plan, after_epoch: AfterEpoch) -> None:
-        crew = Crew(processes)
-
-        def multiply(rank: int) -> None:
-            generator = np.random.default_rng([seed, rank])
-            a, b = generator.random((2, MATRIX_SIZE, MATRIX_SIZE), np.float32)
-            out = np.empty_like(a)
+        shape = (cores(), MATRIX_SIZE, MATRIX_SIZE)
+        a, b = np.random.default_rng(seed).random((2, *shape), np.float32)
+        out = np.empty(shape, np.float32)
+        with ThreadPoolExecutor(cores()) as pool:
             for _ in plan.rates():
-                crew.wait(rank)
-                np.matmul(a, b, out=out)
-                crew.wait(rank)
-                if rank == 0:
-                    after_epoch(processes * 2 * MATRIX_SIZE**3, list)
-
-        crew.run(multiply)
+                list(pool.map(np.matmul, a, b, out))
+                after_epoch(cores() * 2 * MATRIX_SIZE**3, list)
 
     return train
 
@@ -448,10 +450,6 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-FORKS = sys.platform == "linux"
-"""Whether a process a core computes, as in our engine, or one process with a thread a core."""
 
 
 @dataclass(frozen=True)
@@ -492,13 +490,18 @@ TENSORFLOW = {
 }
 
 CONTENDERS = {
-    "ours_exact": Contender(
-        "ours", "exact sums, as the pipeline trains", partial(ours, exact=True), ["numpy"], 1
-    ),
+    "ours_exact": Contender("ours", "exact sums, as the pipeline trains", ours, ["numpy"], 1),
     "ours_plain": Contender(
         "ours, plain float32",
-        "the same engine, nothing rounded to grids",
+        "the same engine, nothing quantised",
         partial(ours, exact=False),
+        ["numpy"],
+        1,
+    ),
+    "ours_dense": Contender(
+        "ours, zeros multiplied",
+        "the same engine, exact, but products take zeros as any other number",
+        partial(ours, skip_zeros=False),
         ["numpy"],
         1,
     ),
@@ -544,6 +547,6 @@ CONTENDERS = {
         "np.matmul on every core, 2048 x 2048",
         products,
         ["numpy"],
-        1 if FORKS else None,
+        1,
     ),
 }

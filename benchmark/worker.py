@@ -7,7 +7,17 @@ input, so that contenders can take turns without a process started anew for each
 
 from __future__ import annotations
 
-from benchmark.peers import CONTENDERS, Contender, Data, Enough, Layers, Plan, Task, Train, predict
+from benchmark.peers import (
+    CONTENDERS,
+    Contender,
+    Data,
+    Layers,
+    Plan,
+    StopTraining,
+    Task,
+    Train,
+    predict,
+)
 
 # isort: split
 import importlib
@@ -41,14 +51,14 @@ class Unavailable(Exception):  # noqa: N818  (a fact to report, not an error)
 class Worker:
     """A contender's process, seen from outside."""
 
-    def __init__(self, contender: str, task: Task, data: Path, tiles: int | None = None) -> None:
+    def __init__(self, contender: str, task: Task, data: Path, repeats: int | None = None) -> None:
         """Start the process; it imports and reads what it needs while others do the same.
 
         Args:
             contender: its key in `CONTENDERS`.
             task: the network and the batch.
             data: the folder with x_train.npy, y_train.npy, x_test.npy and y_test.npy.
-            tiles: train on a memory-mapped file that holds the training images so many times;
+            repeats: train on a memory-mapped file that holds the training images so many times;
                 None for the training images themselves, in memory.
         """
         self.contender = contender
@@ -68,7 +78,7 @@ class Worker:
                 "contender": contender,
                 "task": asdict(task),
                 "data": str(data.resolve()),
-                "tiles": tiles,
+                "repeats": repeats,
             }
         )
 
@@ -180,7 +190,7 @@ class _Desk:
         assert start is not None
         contender, task = CONTENDERS[start["contender"]], Task(**start["task"])
         _import(contender)
-        with _data(Path(start["data"]), task.images, start["tiles"]) as data:
+        with _data(Path(start["data"]), task.images, start["repeats"]) as data:
             self.answer(ready=True)
             question = self.hear()
             train: Train
@@ -199,18 +209,19 @@ class _Desk:
     def _epochs(self, train: Train) -> dict[str, Any] | None:
         """Train an epoch for each question that asks for one; return the first other question."""
         question: dict[str, Any] | None = None
-        started = 0.0
+        started = used = 0.0
 
         def after_epoch(samples: int, layers: Callable[[], Layers]) -> None:
-            nonlocal started, question
-            self.answer(seconds=time.perf_counter() - started, samples=samples)
+            nonlocal started, used, question
+            seconds, used_since = time.perf_counter() - started, time.process_time() - used
+            self.answer(seconds=seconds, processor_seconds=used_since, samples=samples)
             question = self.hear()
             if question is None or question["question"] != "epoch":
-                raise Enough
-            started = time.perf_counter()
+                raise StopTraining
+            started, used = time.perf_counter(), time.process_time()
 
-        started = time.perf_counter()
-        with suppress(Enough):
+        started, used = time.perf_counter(), time.process_time()
+        with suppress(StopTraining):
             train(0, Plan(), after_epoch)
         return question
 
@@ -226,27 +237,27 @@ def _import(contender: Contender) -> None:
 
 
 @contextmanager
-def _data(folder: Path, images: int | None, tiles: int | None) -> Iterator[Data]:
-    mapped = tiles is not None
+def _data(folder: Path, images: int | None, repeats: int | None) -> Iterator[Data]:
+    mapped = repeats is not None
     x, y, x_test, y_test = (
         load_array(folder / f"{name}.npy", memory_map=mapped)
         for name in ("x_train", "y_train", "x_test", "y_test")
     )
     x, y, x_test = x.reshape(len(x), -1)[:images], y[:images], x_test.reshape(len(x_test), -1)
-    if tiles is None:
+    if repeats is None:
         yield Data(x, y, x_test, y_test)
         return
     # Beside the data, where there is a disk: a temporary folder may lie in memory.
     with tempfile.TemporaryDirectory(dir=folder, prefix=".tiled-") as scratch:
         path = Path(scratch) / "x_train.npy"
         header = np.lib.format.header_data_from_array_1_0(x) | {
-            "shape": (tiles * len(x), *x.shape[1:])
+            "shape": (repeats * len(x), *x.shape[1:])
         }
         with path.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
-            for _ in range(tiles):
+            for _ in range(repeats):
                 x.tofile(file)
-        yield Data(load_array(path, memory_map=True), np.tile(y, tiles), x_test, y_test)
+        yield Data(load_array(path, memory_map=True), np.tile(y, repeats), x_test, y_test)
 
 
 def _reach(
@@ -266,11 +277,11 @@ def _reach(
         done += 1
         accuracy = float((predict(layers(), data.x_test) == data.y_test).mean())
         if accuracy >= target:
-            raise Enough
+            raise StopTraining
         started = time.perf_counter()
 
     started = time.perf_counter()
-    with suppress(Enough):
+    with suppress(StopTraining):
         train(seed, Plan(learning_rate, epochs), after_epoch)
     return {
         "seconds": seconds if accuracy >= target else None,

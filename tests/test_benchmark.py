@@ -18,7 +18,7 @@ from benchmark.worker import ROOT, Unavailable, Worker
 # isort: split
 import numpy as np
 
-TINY = run.Extent(
+TINY = run.BenchmarkConfig(
     networks=((16,),),
     batch_sizes=(64,),
     least_rounds=2,
@@ -28,7 +28,7 @@ TINY = run.Extent(
     workers=(1, 2),
     scaling_batch_sizes=(64,),
     hidden_sizes=(16,),
-    tiles=(1, 2),
+    repeats=(1, 2),
 )
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from stages.core.data import Set
+from stages.core.data import LabelledImages
 from stages.pipeline.command import INTERRUPTED, InputError
 from stages.pipeline.params import TrainParams
 from stages.train import Trained, train
@@ -48,7 +48,11 @@ def run(project: Path, *arguments: str) -> Outcome:
     seeds, output, error = [], io.StringIO(), None
 
     def counted(
-        params: TrainParams, train_set: Set, validation: Set, checkpoint: Path, section: str
+        params: TrainParams,
+        train_set: LabelledImages,
+        validation: LabelledImages,
+        checkpoint: Path,
+        section: str,
     ) -> Trained:
         trained = train(params, train_set, validation, checkpoint, section)
         seeds.append(params.seed)
