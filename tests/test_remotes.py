@@ -23,7 +23,7 @@ from typing import NamedTuple
 import pytest
 from test_pipeline import dvc, git, new_project, outputs, run, stages_run
 
-from tests.checks.small_project import environment, set_parameters
+from tests.checks.small_project import environment, set_parameters, without_places
 
 S3_KEYS = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "a secret of the test's own"}
 
@@ -173,3 +173,53 @@ def test_s3(used: Used, tmp_path: Path) -> None:
     command += [f"-s3.port={port}", "-bucket=data", "-webdav=false", "-admin.ui=false"]
     with server(command, port, tmp_path / "weed.log"):
         check_round_trip(used, "s3://data/storage", endpointurl=f"http://127.0.0.1:{port}")
+
+
+def test_a_colleague_applies_experiments_from_before_and_after_the_remote(
+    used: Used, tmp_path: Path
+) -> None:
+    """The README's story: experiments, a remote, a push of all, and a colleague's clone."""
+    mine, theirs, origin = used.project, tmp_path / "theirs", tmp_path / "origin"
+    git(mine, "init", "--quiet", "--bare", "--initial-branch=main", str(origin))
+    git(mine, "remote", "add", "origin", str(origin))
+
+    def experiment(name: str, epochs: int) -> dict[str, bytes]:
+        dvc(mine, "exp", "run", "--name", name, "--set-param", f"train.epochs={epochs}")
+        made = outputs(mine)
+        git(mine, "restore", ".")
+        dvc(mine, "checkout")
+        return made
+
+    # DVC pushes such an experiment without its data, and says nothing.
+    made = {"before": experiment("before", 1)}
+    dvc(mine, "remote", "add", "--default", "storage", str(tmp_path / "storage"))
+    git(mine, "commit", "--quiet", "--all", "--message=A remote")
+    git(mine, "push", "--quiet", "origin", "main")
+    made["after"] = experiment("after", 3)
+    share(mine, "push")
+    for name in made:
+        dvc(mine, "exp", "push", "origin", name)
+
+    git(mine, "clone", "--quiet", str(origin), str(theirs))
+    shutil.rmtree(mine)
+    share(theirs, "pull")
+    for name, expected in made.items():
+        dvc(theirs, "exp", "pull", "origin", name)
+        dvc(theirs, "exp", "apply", name)
+        assert outputs(theirs) == expected
+        git(theirs, "restore", ".")
+    dvc(theirs, "checkout")
+    assert stages_run(dvc(theirs, "repro")) == []
+
+
+def test_the_tests_do_not_see_the_users_remote_or_cache() -> None:
+    config = """
+[core]
+    analytics = false
+    remote = storage
+[cache]
+    dir = /shared
+['remote "storage"']
+    url = s3://bucket/path
+"""
+    assert without_places(config).split() == ["[core]", "analytics", "=", "false"]

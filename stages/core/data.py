@@ -42,6 +42,16 @@ def check(images: Array, labels: Array, shape: tuple[int, ...], classes: int) ->
         raise DataError(f"no image of class {counts.argmin()}; every class must be present")
 
 
+def require_pixels(images: Array) -> None:
+    """Refuse images whose pixels are not whole numbers from 0 to 255.
+
+    Raises:
+        TypeError: the images are not uint8.
+    """
+    if images.dtype != np.uint8:
+        raise TypeError(f"images are {images.dtype}; must be uint8, from 0 to 255")
+
+
 def joined(first: LabelledImages, second: LabelledImages) -> LabelledImages:
     """Return two sets of images (samples, height, width) and labels (samples,) as one."""
     return np.concatenate([first[0], second[0]]), np.concatenate([first[1], second[1]])

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from stages.core import Array
+from stages.core.data import require_pixels
 from stages.core.exact import LARGEST_MICRO_BATCH, PIXELS, Arithmetic, Exact
 from stages.core.network import (
     Layer,
@@ -42,8 +43,7 @@ def logits_of(parameters: Parameters, images: Array, arithmetic: Arithmetic) -> 
     Raises:
         TypeError: the images are not uint8.
     """
-    if images.dtype != np.uint8:
-        raise TypeError(f"images are {images.dtype}; must be uint8, from 0 to 255")
+    require_pixels(images)
     x = images.reshape(len(images), -1)
     logits: Array = np.empty((len(x), len(parameters[-1].b)), arithmetic.accumulate_dtype)
     for start in range(0, len(x), LARGEST_MICRO_BATCH):

@@ -16,7 +16,7 @@ import numpy as np
 from stages.core import Array
 from stages.core.augmentation import augment
 from stages.core.config import TrainConfig
-from stages.core.data import LabelledImages
+from stages.core.data import LabelledImages, require_pixels
 from stages.core.exact import LARGEST_MICRO_BATCH, PIXELS, Arithmetic, Exact, ExactnessError
 from stages.core.network import (
     Layer,
@@ -61,10 +61,12 @@ def train(
         arithmetic: exact, unless given.
 
     Raises:
+        TypeError: the images are not uint8.
         ExactnessError: the initial weights are too large.
         DivergedError: a weight, a delta or the loss outgrew what exact sums can hold.
     """
     images, labels = training_set
+    require_pixels(images)
     classes = int(labels.max()) + 1
     sizes = [images[0].size, *config.hidden_sizes, classes]
     targets = one_hot(np.arange(classes), classes, config.label_smoothing)

@@ -80,7 +80,7 @@ class SourceHashLocator(_CacheLocator):
 
 
 # What the environment variable NUMBA_CACHE_LOCATOR_CLASSES sets, even if Numba is imported already.
-numba.config.CACHE_LOCATOR_CLASSES = f"{__name__}.{SourceHashLocator.__name__}"
+numba.config.CACHE_LOCATOR_CLASSES = f"{__name__}.{SourceHashLocator.__name__}"  # type: ignore[attr-defined]
 
 Kernel = Callable[[Callable[..., Any]], Callable[..., Any]]
 

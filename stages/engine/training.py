@@ -14,7 +14,7 @@ import numpy as np
 from stages.core import Array
 from stages.core.augmentation import GROUP, GROUPS_PER_DRAW, draw, gaussian
 from stages.core.config import TrainConfig
-from stages.core.data import LabelledImages
+from stages.core.data import LabelledImages, require_pixels
 from stages.core.elementary import log
 from stages.core.exact import LARGEST_MICRO_BATCH, Arithmetic, Exact, ExactnessError, Plain
 from stages.core.network import Layer, dropout_masks, initialise, one_hot, quantised
@@ -66,8 +66,12 @@ class Training:
             threads: to divide the work among; changes no bit of the result.
             exact: whether values are quantised; ordinary float32 is for the benchmark.
             skip_zeros: whether products leave zeros out, which the benchmark can forbid.
+
+        Raises:
+            TypeError: the images are not uint8.
         """
         images, labels = training_set
+        require_pixels(images)
         self.config, self.threads = config, threads
         self.shape = (images.shape[1], images.shape[2])
         self.images, self.labels = _rows(images), labels.astype(np.int64)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from configparser import ConfigParser
 from pathlib import Path
 
 import numpy as np
@@ -68,8 +70,23 @@ def copy_project(target: Path) -> None:
         if path != "dvc.lock" and not path.startswith("reports/"):
             (target / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / path, target / path)
+    config = target / ".dvc/config"
+    config.write_text(without_places(config.read_text(encoding="utf-8")), encoding="utf-8")
     set_parameters(target, SMALL)
     write_raw_data(target)
+
+
+def without_places(config: str) -> str:
+    """Return a DVC configuration without the remotes and the cache that its user may have set."""
+    parser = ConfigParser(interpolation=None)
+    parser.read_string(config)
+    for name in parser.sections():
+        if name != "core":
+            parser.remove_section(name)
+    parser.remove_option("core", "remote")
+    text = io.StringIO()
+    parser.write(text)
+    return text.getvalue()
 
 
 def set_parameters(project: Path, changes: Mapping[str, Mapping[str, object]]) -> None:
