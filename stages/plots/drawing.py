@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -171,9 +172,14 @@ def blend(colour: Colour, level: int) -> Colour:
 
 def diverging(levels: NDArray[np.int64]) -> Pixels:
     """Return colours for levels from -255 (orange) through 0 (white) to 255 (blue)."""
+    return _diverging_colours()[levels + 255]
+
+
+@cache
+def _diverging_colours() -> Pixels:
     table = [blend(ORANGE, -level) for level in range(-255, 0)]
     table += [blend(BLUE, level) for level in range(256)]
-    return np.array(table, np.uint8)[levels + 255]
+    return np.array(table, np.uint8)
 
 
 def paint(
