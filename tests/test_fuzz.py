@@ -23,7 +23,11 @@ from test_files import TouchOnUnpickling
 from test_params import ANY_VALUE, leaves
 
 from stages import evaluate, preprocess, visualize
+from stages.core.network import Layer
+from stages.core.state import State
+from stages.core.training import Epoch
 from stages.pipeline import command, datasets
+from stages.pipeline.checkpoint import load_checkpoint, save_checkpoint
 from stages.pipeline.command import InputError
 from stages.pipeline.files import save_array
 from stages.pipeline.model_file import MODEL
@@ -238,7 +242,7 @@ def another_array(draw: st.DrawFn, good: Arrays) -> bytes:
         array = np.zeros(draw(st.sampled_from([*shapes, *odd])), array.dtype)
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if draw(st.booleans()):
+        if array.dtype.kind in "fiu" and draw(st.booleans()):
             array = array.astype(draw(st.sampled_from(KINDS)))
         if array.size and array.dtype.kind in "fiu":
             places = draw(st.sampled_from([slice(None), slice(1), slice(-1, None)]))
@@ -452,6 +456,35 @@ def test_bad_studies_are_refused_by_name(folder: Path) -> None:
         fuzz()
     finally:
         study.STUDIES.unlink()
+
+
+def test_a_training_set_smaller_than_the_validation_set_is_refused(
+    drawing_room: None, folder: Path
+) -> None:
+    assert "cannot hold 5000 of 20 images out" in outcome(preprocess.main)
+
+
+def test_a_bad_checkpoint_never_counts_and_never_stops_the_training(folder: Path) -> None:
+    path, fingerprint = Path("checkpoint.npz"), {"parameters": "p", "data": "d", "code": "c"}
+    layers = [Layer(WEIGHTS[f"W{n}"], WEIGHTS[f"b{n}"]) for n in (1, 2)]
+    state = State(1, 5, 0.5, [0.25, 0.25], [layers, layers], layers)
+    save_checkpoint(fingerprint, state, [Epoch(1, 0.5, 0.25, 0.75)], path)
+    with np.load(path) as arrays:
+        good = dict(arrays)
+
+    @settings(max_examples=300, suppress_health_check=list(HealthCheck))
+    @given(bad_archives(good))
+    def fuzz(content: bytes) -> None:
+        path.write_bytes(content)
+        found = load_checkpoint(fingerprint, path)
+        assert isinstance(found, str | tuple)
+        if isinstance(found, str):
+            assert found.startswith(f"{path}: ignored: ")
+
+    try:
+        fuzz()
+    finally:
+        path.unlink()
 
 
 def test_the_trap_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

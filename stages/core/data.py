@@ -77,7 +77,7 @@ def stratified_split(labels: Array, held_out: int, seed: int) -> tuple[Array, Ar
     counts = np.bincount(labels)
     quotas, remainders = np.divmod(counts * held_out, len(labels))
     quotas[np.argsort(-remainders, kind="stable")[: held_out - quotas.sum()]] += 1
-    if (quotas == 0).any() or (quotas == counts).any():
+    if (quotas == 0).any() or (quotas >= counts).any():
         raise DataError(
             f"cannot hold {held_out} of {len(labels)} images out: "
             "a class would be missing on one side"

@@ -87,6 +87,6 @@ def load_checkpoint(fingerprint: Fingerprint, path: Path) -> tuple[State, list[E
         best_accuracy, quanta = float(arrays["best_accuracy"]), arrays["weight_quanta"].tolist()
         state = State(epoch, step, best_accuracy, quanta, networks, kept)
         curves = [Epoch(int(n), *map(float, losses)) for n, *losses in arrays["curves"]]
-    except (InputError, KeyError, ValueError) as error:
+    except (InputError, KeyError, TypeError, ValueError) as error:
         return f"{path}: ignored: damaged ({error})"
     return state, curves
