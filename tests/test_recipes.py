@@ -61,7 +61,7 @@ def test_the_notebooks_recipe_is_the_notebooks() -> None:
         "schedule": "constant",
         "batch_size": "all",
         "epochs": 2000,
-        "average": 0,
+        "ema_decay": 0,
         "keep": "last",
     }
     assert {key: RECIPES["notebook"][key] for key in told} == told

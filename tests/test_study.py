@@ -29,7 +29,7 @@ QUICK = yaml.safe_load((ROOT / "recipes.yaml").read_text(encoding="utf-8"))["sim
     "batch_size": 50,
     "epochs": 2,
     "learning_rate": 0.01,
-    "average": 0.9,
+    "ema_decay": 0.9,
     "include_validation": True,
 }
 RECIPES = {"quick": QUICK, "other": QUICK | {"hidden_sizes": [5]}}
