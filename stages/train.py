@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 from tqdm import tqdm
@@ -25,6 +27,28 @@ from stages.pipeline.datasets import load_processed
 from stages.pipeline.files import save_csv
 from stages.pipeline.model_file import save_model
 from stages.pipeline.params import PARAMS, TrainParams, load_params
+
+
+def load_engine() -> ModuleType | None:
+    """Return the module that trains fast, or None where the textbook loop is to train.
+
+    The environment variable `ENGINE` chooses: `compiled`, the default, or `textbook`. Where the
+    engine cannot run, the textbook does: the same bytes, later.
+
+    Raises:
+        InputError: the variable is neither.
+    """
+    chosen = os.environ.get("ENGINE") or "compiled"
+    if chosen not in ("compiled", "textbook"):
+        raise InputError(f"ENGINE: {chosen}: must be compiled or textbook")
+    if chosen == "textbook":
+        return None
+    try:
+        from stages.engine import training
+    except ImportError as error:
+        print(f"the engine cannot run here ({error}): the textbook loop trains, slower", flush=True)
+        return None
+    return training
 
 
 class Trained(NamedTuple):
@@ -84,7 +108,7 @@ def train(
         training_set = joined(training_set, validation_set)
     augmentation = Augmentation(**settings.pop("augmentation"))
     config = TrainConfig(**settings, augmentation=augmentation)
-    engine = threads.load_engine()
+    engine = load_engine()
     fingerprint = fingerprint_of(params.model_dump(), images_and_labels)
     curves: list[Epoch] = []
     resume: State | None = None

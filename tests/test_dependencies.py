@@ -191,8 +191,8 @@ def test_only_evaluate_opens_the_test_set() -> None:
         (
             "stages/core/data.py",
             "\nimport numpy",
-            "\nfrom ..engine import crew\nimport numpy",
-            "preprocess: imports stages/engine/crew.py, not listed",
+            "\nfrom ..engine import kernels\nimport numpy",
+            "preprocess: imports stages/engine/__init__.py, not listed",
         ),
         (
             "stages/evaluate.py",
@@ -258,6 +258,7 @@ RECORDER = """
 import json, os, sys
 
 here, stage, log = os.getcwd(), sys.argv[1], os.open(sys.argv[2], os.O_WRONLY | os.O_APPEND)
+del sys.argv[1:]
 
 
 def record(event, arguments):

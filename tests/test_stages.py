@@ -42,7 +42,7 @@ def stage(
         if not shutil.which("setpriv"):
             pytest.skip("needs setpriv, or not to be root")
         command = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", *command]
-    inherited = environment(PYTHONPATH=str(ROOT), **variables)
+    inherited = environment(**{"PYTHONPATH": str(ROOT)} | variables)
     if limits:
         command = ["bash", "-c", f'ulimit {" ".join(limits)}; exec "$@"', "bash", *command]
         # The measurement of coverage would come up against the limits first.
@@ -335,7 +335,9 @@ def test_the_progress_bar_fits_the_terminal(project: Path, columns: int) -> None
                 shown += piece
         os.close(ours)
     assert training.returncode == 0
-    lines = [line.strip() for line in re.split(r"[\r\n]+", shown.decode()) if line.strip()]
+    # A library resets the terminal's colours at its end.
+    text = shown.decode().replace("\x1b[0m", "")
+    lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
     assert max(map(len, lines)) <= columns
     assert re.fullmatch(
         r"epoch 2/2 \S+ \d\d:\d\d left, validation loss \d\.\d{4}, accuracy \d\d\.\d\d%", lines[-1]
@@ -347,7 +349,7 @@ def long_training(
     project: Path, workers: int
 ) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
     """Start a training that takes a while; yield it and its children when it is under way."""
-    set_parameters(project, {"train": {"epochs": 200, "batch_size": 2, "learning_rate": 0.001}})
+    set_parameters(project, {"train": {"epochs": 2000, "batch_size": 1, "learning_rate": 0.0001}})
     with subprocess.Popen(
         [sys.executable, "-m", "stages.train"],
         cwd=project,
@@ -359,25 +361,10 @@ def long_training(
     ) as training:
         try:
             assert training.stdout is not None
-            assert training.stdout.readline().split()[:2] == ["epoch", "20/200"]
+            assert training.stdout.readline().split()[:2] == ["epoch", "200/2000"]
             yield training, psutil.Process(training.pid).children()
         finally:
             training.kill()
-
-
-def all_gone(processes: list[psutil.Process]) -> bool:
-    """Wait for processes to end. One that nobody has waited for yet has ended as well."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        left = []
-        for process in processes:
-            with suppress(psutil.NoSuchProcess):
-                if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-                    left.append(process)
-        if not left:
-            return True
-        time.sleep(0.05)
-    return False
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -390,29 +377,7 @@ def test_ctrl_c_ends_training_with_one_line(project: Path, workers: int) -> None
     assert training.returncode == 130
     assert said == "interrupted: every file on disk is whole, and 'dvc repro' goes on from here\n"
     assert files(project) == before
-    assert len(children) == workers - 1 or sys.platform != "linux"
-    assert all_gone(children)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="one process trains elsewhere")
-def test_a_worker_that_is_killed_ends_training_with_one_line(project: Path) -> None:
-    with long_training(project, workers=2) as (training, children):
-        before = files(project)
-        children[0].kill()
-        _, said = training.communicate(timeout=60)
-    assert training.returncode == 1
-    assert said.startswith("error: ")
-    assert len(said.splitlines()) == 1
-    assert files(project) == before
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="one process trains elsewhere")
-def test_workers_do_not_outlive_a_training_that_is_killed(project: Path) -> None:
-    with long_training(project, workers=2) as (training, children):
-        training.kill()
-        training.communicate(timeout=60)
-        assert children
-        assert all_gone(children)
+    assert children == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such lock")
@@ -424,17 +389,6 @@ def test_of_two_instances_the_second_names_the_first_and_stops(project: Path) ->
         assert files(project) == before
         # Another stage is another matter.
         assert stage("evaluate", project).returncode == 0
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="one process trains elsewhere")
-def test_the_workers_of_a_killed_training_are_waited_for(project: Path) -> None:
-    parameters = (project / "params.yaml").read_text()
-    with long_training(project, workers=2) as (training, children):
-        training.kill()
-        (project / "params.yaml").write_text(parameters)
-        done = stage("train", project)
-        assert done.returncode == 0, done.stderr
-        assert all_gone(children)
 
 
 def test_too_little_memory_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -553,3 +507,44 @@ def test_a_missing_permission_leaves_the_old_model(project: Path, folder: str, l
     finally:
         (project / folder).chmod(0o755)
     assert files(project) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("WORKERS", "0", "a whole number from 1 to 64"),
+        ("WORKERS", "-1", "a whole number from 1 to 64"),
+        ("WORKERS", "abc", "a whole number from 1 to 64"),
+        ("WORKERS", "1e3", "a whole number from 1 to 64"),
+        ("WORKERS", "200", "a whole number from 1 to 64"),
+        ("CHECKPOINT_SECONDS", "abc", "a number from 0 to 86400"),
+        ("CHECKPOINT_SECONDS", "-1", "a number from 0 to 86400"),
+        ("ENGINE", "fast", "compiled or textbook"),
+    ],
+)
+def test_a_wrong_variable_is_one_line(project: Path, name: str, value: str, allowed: str) -> None:
+    assert complaint(stage("train", project, **{name: value})) == (
+        f"{name}: {value}: must be {allowed}"
+    )
+
+
+def test_the_textbook_and_the_engine_write_the_same_files(project: Path) -> None:
+    written = []
+    for variables in ({"ENGINE": "textbook"}, {"ENGINE": "compiled", "WORKERS": "2"}):
+        assert stage("train", project, **variables).returncode == 0
+        written.append(files(project))
+    assert written[0] == written[1]
+
+
+def test_without_numba_the_textbook_trains_and_says_so(project: Path) -> None:
+    assert stage("train", project).returncode == 0
+    expected = files(project)
+    broken = project.parent / "broken"
+    broken.mkdir()
+    (broken / "numba.py").write_text("raise ImportError('no numba here')")
+    done = stage("train", project, PYTHONPATH=os.pathsep.join([str(broken), str(ROOT)]))
+    assert done.returncode == 0
+    assert done.stdout.startswith(
+        "the engine cannot run here (no numba here): the textbook loop trains, slower\n"
+    )
+    assert files(project) == expected

@@ -8,11 +8,9 @@ the variables `BLAS_THREADS`, `WORKERS` and `ENGINE` are there to show it.
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import sys
-from types import ModuleType
 
 from stages.pipeline.command import InputError
 
@@ -24,27 +22,6 @@ MOST_WORKERS = 4
 MOST_CHOSEN_WORKERS = 64
 CHECKPOINT_SECONDS = 10.0
 MOST_CHECKPOINT_SECONDS = 86400.0
-
-
-def load_engine() -> ModuleType | None:
-    """Return the module that trains fast, or None where the textbook loop is to train.
-
-    The environment variable `ENGINE` chooses: `compiled`, the default, or `textbook`. Where the
-    engine cannot run, the textbook does: the same bytes, later.
-
-    Raises:
-        InputError: the variable is neither.
-    """
-    chosen = os.environ.get("ENGINE") or "compiled"
-    if chosen not in ("compiled", "textbook"):
-        raise InputError(f"ENGINE: {chosen}: must be compiled or textbook")
-    if chosen == "textbook":
-        return None
-    try:
-        return importlib.import_module("stages.engine.training")
-    except ImportError as error:
-        print(f"the engine cannot run here ({error}): the textbook loop trains, slower", flush=True)
-        return None
 
 
 def worker_count() -> int:
