@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import platform
+import subprocess
+import sys
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
@@ -41,6 +44,7 @@ from stages.core.network import (
     softmax,
     softmax_terms,
 )
+from tests.checks.small_project import ROOT, environment
 
 BITS = {np.float32: 24, np.float64: 53}
 
@@ -596,3 +600,24 @@ def test_plain_arithmetic_changes_nothing() -> None:
     assert plain.loss_sum(values) == values.sum()
     assert plain.saturation(1) == np.inf
     assert plain.compute_dtype is plain.accumulate_dtype is np.float64
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the numbers of the directions are Linux's")
+@pytest.mark.parametrize("direction", [0x400, 0x800, 0xC00])
+def test_another_rounding_direction_is_refused(direction: int) -> None:
+    if platform.machine() != "x86_64":
+        pytest.skip("the numbers of the directions are x86-64's")
+    code = f"""
+import ctypes, ctypes.util
+from stages.core.exact import Exact, ExactnessError
+Exact(2)
+ctypes.CDLL(ctypes.util.find_library("m")).fesetround({direction})
+try:
+    Exact(2)
+except ExactnessError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
+    assert done.stdout == "this process does not round to nearest, as exact sums need\n"

@@ -129,6 +129,25 @@ def round_to(values: Array, quantum: float | Array) -> Array:
     return rounded
 
 
+def check_rounding() -> None:
+    """Check that this process rounds as IEEE 754 does by default, as the proof assumes.
+
+    Raises:
+        ExactnessError: it rounds in another direction, or flushes small numbers to zero.
+    """
+    formats: list[tuple[Any, int, float]] = [
+        (np.float32, 24, 2.0**-149),
+        (np.float64, 53, 2.0**-1074),
+    ]
+    for dtype, bits, smallest in formats:
+        ones, half = np.array([1.0, 1.0, -1.0], dtype), 2.0**-bits
+        added = ones + np.array([half, 1.5 * half, -half], dtype)
+        if added.tolist() != [1.0, 1.0 + 2.0 * half, -1.0]:
+            raise ExactnessError("this process does not round to nearest, as exact sums need")
+        if not (np.array([smallest * 2.0], dtype) * dtype(0.5)).all():
+            raise ExactnessError("this process flushes small numbers to zero, unlike exact sums")
+
+
 class Exact:
     """The pipeline's arithmetic for one network: each value that enters a sum quantised.
 
@@ -141,6 +160,7 @@ class Exact:
     exp = staticmethod(elementary.exp)
 
     def __init__(self, layers: int) -> None:
+        check_rounding()
         self.inputs = [PIXELS] + [HIDDEN] * (layers - 2) + [LAST_HIDDEN]
         self.weight_quanta = [FINEST_WEIGHT_QUANTUM] * (layers - 1) + [OUTPUT_WEIGHT_QUANTUM]
         self.row_sums = [0.0] * layers

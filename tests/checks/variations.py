@@ -114,6 +114,8 @@ VARIATIONS = (
     Variation("one core", one_core=True, not_here=_ON_LINUX),
     *(_kernel(name) for name in ("Prescott", "Nehalem", "Sandybridge", "Haswell")),
     _kernel("SkylakeX", _ON_AVX512),
+    Variation("textbook", {"ENGINE": "textbook"}),
+    Variation("kernels for any processor", {"NUMBA_CPU_NAME": "generic"}),
     Variation(
         "NumPy SIMD off",
         {"NPY_DISABLE_CPU_FEATURES": " ".join(name for name, on in _FEATURES.items() if on)},
