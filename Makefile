@@ -58,6 +58,7 @@ lint: .venv/.ready ## check style and types
 	ruff check
 	ruff format --check
 	mypy
+	lint-imports --no-cache
 
 # Built anew only when a lock file changes. A lock file names everything, so pip need not look for
 # dependencies: it fails on `name[extra]` as soon as the package index has a newer `name`.
