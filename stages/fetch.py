@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from stages.pipeline.command import run
+from stages.pipeline.datasets import RAW
 from stages.pipeline.files import save_array
 from stages.pipeline.params import load_params
 from stages.pipeline.sources import Arrays, fetch_mnist
-
-RAW = Path("data/raw")
 
 
 def main() -> None:

@@ -25,8 +25,9 @@ from stages.pipeline.checkpoint import CHECKPOINT, fingerprint_of, load_checkpoi
 from stages.pipeline.command import InputError, raise_lost_interrupt, run
 from stages.pipeline.datasets import load_processed
 from stages.pipeline.files import save_csv
-from stages.pipeline.model_file import save_model
+from stages.pipeline.model_file import MODEL, save_model
 from stages.pipeline.params import PARAMS, TrainParams, load_params
+from stages.pipeline.schemas import CURVES
 
 
 def load_engine() -> ModuleType | None:
@@ -65,7 +66,7 @@ def main() -> None:
     sets = load_processed("train"), load_processed("validation")
     trained = train(params, *sets, CHECKPOINT, f"{PARAMS}: train")
     save_csv(
-        Path("reports/learning_curves.csv"),
+        CURVES,
         Epoch._fields,
         [
             (
@@ -77,7 +78,7 @@ def main() -> None:
             for epoch in trained.curves
         ],
     )
-    save_model(Path("models/model.npz"), trained.parameters)
+    save_model(MODEL, trained.parameters)
     CHECKPOINT.unlink(missing_ok=True)
 
 
@@ -102,14 +103,13 @@ def train(
     Raises:
         InputError: the initial weights are too large, or the training diverged.
     """
+    engine = load_engine()  # before the fingerprint, which covers the code that is loaded
     settings = params.model_dump()
-    images_and_labels = [*training_set, *validation_set]
+    fingerprint = fingerprint_of(settings, [*training_set, *validation_set])
     if settings.pop("include_validation"):
         training_set = joined(training_set, validation_set)
     augmentation = Augmentation(**settings.pop("augmentation"))
     config = TrainConfig(**settings, augmentation=augmentation)
-    engine = load_engine()
-    fingerprint = fingerprint_of(params.model_dump(), images_and_labels)
     curves: list[Epoch] = []
     resume: State | None = None
     match load_checkpoint(fingerprint, checkpoint) if engine else None:

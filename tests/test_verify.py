@@ -28,40 +28,7 @@ DIFFERENT = verify.Run(
 )
 
 
-def test_hashes_of_every_output_are_read_from_a_lock_file() -> None:
-    lock = """
-schema: '2.0'
-stages:
-  fetch:
-    cmd: python -m stages.fetch
-    outs:
-    - path: data/raw/x.npy
-      hash: md5
-      md5: a123
-      size: 4
-  train:
-    cmd: python -m stages.train
-    deps:
-    - path: data/raw/x.npy
-      hash: md5
-      md5: a123
-    outs:
-    - path: models/model.npz
-      hash: md5
-      md5: abcd
-    - path: reports/learning_curves.csv
-      hash: md5
-      md5: ef01
-"""
-    assert verify.hashes_in(lock) == {
-        ("fetch", "data/raw/x.npy"): "a123",
-        ("train", "models/model.npz"): "abcd",
-        ("train", "reports/learning_curves.csv"): "ef01",
-    }
-
-
-def test_inputs_are_parameters_and_what_no_stage_makes() -> None:
-    lock = """
+LOCK = """
 schema: '2.0'
 stages:
   fetch:
@@ -78,6 +45,7 @@ stages:
     - path: data/raw/x.npy
       hash: md5
       md5: a123
+      size: 4
   train:
     cmd: python -m stages.train
     deps:
@@ -87,9 +55,26 @@ stages:
     params:
       params.yaml:
         train.epochs: 3
-    outs: []
+    outs:
+    - path: models/model.npz
+      hash: md5
+      md5: abcd
+    - path: reports/learning_curves.csv
+      hash: md5
+      md5: ef01
 """
-    assert verify.inputs_in(lock) == {
+
+
+def test_hashes_of_every_output_are_read_from_a_lock_file() -> None:
+    assert verify.hashes_in(LOCK) == {
+        ("fetch", "data/raw/x.npy"): "a123",
+        ("train", "models/model.npz"): "abcd",
+        ("train", "reports/learning_curves.csv"): "ef01",
+    }
+
+
+def test_inputs_are_parameters_and_what_no_stage_makes() -> None:
+    assert verify.inputs_in(LOCK) == {
         ("fetch", "stages/fetch.py"): "b123",
         ("fetch", "fetch.sources"): ["keras"],
         ("train", "train.epochs"): 3,

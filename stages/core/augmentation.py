@@ -33,6 +33,8 @@ GROUP = 16
 """Images, neighbours in an epoch's order, that share a deformation."""
 GROUPS_PER_DRAW = 64
 """Groups whose deformations come from one stream of random numbers."""
+CHUNK = GROUP * GROUPS_PER_DRAW
+"""Images of these groups."""
 NOISE_LEVELS = 2**8
 
 
@@ -217,11 +219,18 @@ def augment(images: Array, augmentation: Augmentation, seed: Sequence[int]) -> A
     if not augmentation:
         return images
     deformed = np.empty_like(images)
-    groups = -(-len(images) // GROUP)
-    for first in range(0, groups, GROUPS_PER_DRAW):
-        count = min(GROUPS_PER_DRAW, groups - first)
-        generator = np.random.default_rng([*seed, first])
-        deformations = draw(augmentation, images.shape[1:], count, generator)
-        part = slice(first * GROUP, (first + count) * GROUP)
+    for chunk, start in enumerate(range(0, len(images), CHUNK)):
+        part = slice(start, start + CHUNK)
+        deformations = draw_chunk(augmentation, images.shape[1:], len(images), seed, chunk)
         deformed[part] = deform(images[part], deformations, augmentation)
     return deformed
+
+
+def draw_chunk(
+    augmentation: Augmentation, shape: tuple[int, int], samples: int, seed: Sequence[int],
+    chunk: int,
+) -> Deformations:  # fmt: skip
+    """Draw the deformations of the `chunk`-th `CHUNK` images of an epoch of `samples` images."""
+    first = chunk * GROUPS_PER_DRAW
+    groups = min(GROUPS_PER_DRAW, -(-samples // GROUP) - first)
+    return draw(augmentation, shape, groups, np.random.default_rng([*seed, first]))

@@ -105,7 +105,7 @@ LOSS_QUANTUM = 2.0**-20
 LOSS_SUM_BOUND = 2.0**33
 
 # 1.5 * 2**(p - 1), the middle of a binade, in the formats that are summed.
-_ANCHORS: dict[np.dtype[Any], Any] = {
+ANCHORS: dict[np.dtype[Any], Any] = {
     np.dtype(np.float32): np.float32(1.5 * 2**23),
     np.dtype(np.float64): 1.5 * 2**52,
 }
@@ -124,7 +124,7 @@ def round_to(values: Array, quantum: float | Array) -> Array:
     so the addition itself rounds it; the subtraction is exact. Holds for abs(values) up to
     2**(p - 2) quanta, p = 24 in float32 and 53 in float64.
     """
-    anchor = _ANCHORS[values.dtype] * quantum
+    anchor = ANCHORS[values.dtype] * quantum
     rounded: Array = (values + anchor) - anchor
     return rounded
 
@@ -174,6 +174,13 @@ class Exact:
         if layer == len(self.inputs) - 1:
             return OUTPUT_WEIGHT_BOUND
         return self.inputs[layer].budget * self.weight_quanta[layer]
+
+    def delta_budget(self, layer: int) -> float:
+        """Return the bound, in quanta, on a unit's deltas before they are quantised.
+
+        Rounding moves each of up to 512 deltas by at most half a quantum.
+        """
+        return self.inputs[layer].budget - LARGEST_MICRO_BATCH / 2
 
     def coarsen(self, layer: int, column_sum: float) -> None:
         """Double the quantum of a layer's weights, since one of its column sums exceeds the bound.
@@ -248,9 +255,8 @@ class Exact:
             raise ExactnessError(
                 f"the deltas of layer {layer + 1} add up to {sums.max():g} in one batch"
             )
-        # Rounding moves each of up to 512 deltas by at most half a quantum.
-        budget = self.inputs[layer].budget - LARGEST_MICRO_BATCH / 2
-        return round_to(delta, power_of_two_above(sums / budget).astype(delta.dtype))
+        quanta = power_of_two_above(sums / self.delta_budget(layer))
+        return round_to(delta, quanta.astype(delta.dtype))
 
     def quantise_rows(self, layer: int, delta: Array) -> Array:
         """Return a layer's deltas quantised for `delta @ W.T`, each sample with its own quantum.

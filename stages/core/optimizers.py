@@ -77,6 +77,21 @@ class Adam:
         return second / (1.0 - power(self.beta1, step))
 
 
+def optimizer_of(config: TrainConfig) -> Momentum | Adam:
+    """Return the optimizer that a configuration names."""
+    if config.optimizer == "adam":
+        return Adam()
+    return Momentum(config.momentum, nesterov=config.optimizer == "nesterov")
+
+
+def effective_decay(ema_decay: float, step: int) -> float:
+    """Return the moving average's decay in a step, numbered from 1.
+
+    It grows to its full size: a short training's average must not be its start.
+    """
+    return min(ema_decay, (1.0 + step) / (10.0 + step))
+
+
 class Descent:
     """The parameters of a training, each step's update of them and their moving average.
 
@@ -90,11 +105,7 @@ class Descent:
     def __init__(self, parameters: Parameters, config: TrainConfig, steps: int) -> None:
         """Start from `parameters`, to take `steps` steps in all."""
         self.config, self.steps, self.step = config, steps, 0
-        self.optimizer: Momentum | Adam = (
-            Adam()
-            if config.optimizer == "adam"
-            else Momentum(config.momentum, nesterov=config.optimizer == "nesterov")
-        )
+        self.optimizer = optimizer_of(config)
         self.parameters = [Layer(W.copy(), b.copy()) for W, b in parameters]
         self.average = (
             [Layer(W.copy(), b.copy()) for W, b in parameters]
@@ -125,8 +136,7 @@ class Descent:
             for w, g, slots in zip(layer, (dW, db), state, strict=True):
                 self.optimizer.update(w, g, slots, learning_rate, samples, self.step)
         if config.ema_decay:
-            # Growing to its full size: a short training's average must not be its start.
-            ema_decay = min(config.ema_decay, (1.0 + self.step) / (10.0 + self.step))
+            ema_decay = effective_decay(config.ema_decay, self.step)
             for averages, layer in zip(self.average, self.parameters, strict=True):
                 for average, w in zip(averages, layer, strict=True):
                     average += (w - average) * (1.0 - ema_decay)

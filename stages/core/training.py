@@ -20,6 +20,7 @@ from stages.core.data import LabelledImages, require_pixels
 from stages.core.exact import LARGEST_MICRO_BATCH, PIXELS, Arithmetic, Exact, ExactnessError
 from stages.core.network import (
     Layer,
+    Parameters,
     dropout_masks,
     initialise,
     losses_and_gradients,
@@ -94,7 +95,10 @@ def train(
                     )
                     gradients = accumulated(gradients, found, arithmetic)
                 descent.update(gradients, stop - start)
-            layers, exact = parameters_to_score(descent, arithmetic)
+            final = descent.average
+            if not config.ema_decay:
+                final = quantised(descent.parameters, arithmetic)
+            layers, exact = parameters_to_score(final, config, arithmetic)
             validation = score(layers, *validation_set, exact)
             train_loss = arithmetic.loss_sum(losses) / len(losses)
         except ExactnessError as error:
@@ -128,15 +132,14 @@ def accumulated(total: list[Layer], found: list[Layer], arithmetic: Arithmetic) 
     return [Layer(W.astype(dtype, copy=False), b.astype(dtype, copy=False)) for W, b in found]
 
 
-def parameters_to_score(descent: Descent, arithmetic: Arithmetic) -> tuple[list[Layer], Arithmetic]:
-    """Return the parameters after an epoch as they are scored and kept, and their arithmetic.
+def parameters_to_score(
+    layers: Parameters, config: TrainConfig, arithmetic: Arithmetic
+) -> tuple[list[Layer], Arithmetic]:
+    """Return an epoch's parameters, or their average, as they are scored and kept.
 
-    These are the averaged ones, if there is an average. After dropout, the weights that leave
-    hidden units are scaled to all units being present.
+    After dropout, the weights that leave hidden units are scaled to all units being present.
     """
-    config = descent.config
-    layers = descent.average if config.ema_decay else quantised(descent.parameters, arithmetic)
     factors = [1.0] + [1.0 - config.dropout] * len(config.hidden_sizes)
-    layers = [Layer(W * f, b.copy()) for (W, b), f in zip(layers, factors, strict=True)]
+    scaled = [Layer(W * f, b.copy()) for (W, b), f in zip(layers, factors, strict=True)]
     fresh = arithmetic.fresh()
-    return quantised(layers, fresh), fresh
+    return quantised(scaled, fresh), fresh

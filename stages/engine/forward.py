@@ -14,8 +14,8 @@ from stages.engine.products import (
     matrix,
 )
 
-ANCHOR32 = np.float32(1.5 * 2**23)
-ANCHOR64 = 1.5 * 2**52
+ANCHOR32 = exact.ANCHORS[np.dtype(np.float32)]
+ANCHOR64 = exact.ANCHORS[np.dtype(np.float64)]
 EXPONENTIAL_ANCHOR = ANCHOR64 * exact.EXPONENTIAL_QUANTUM
 EXP_TABLE = elementary.EXP_TABLE
 LOWEST = elementary.LOWEST

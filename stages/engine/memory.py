@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from stages.core import Array
-from stages.core.exact import LARGEST_MICRO_BATCH, Exact
+from stages.core.exact import Exact
 from stages.core.network import Layer
 from stages.core.network import Parameters as Layers
 from stages.engine.layout import BLOCK, LANES, Buffers, Network, Parameters
@@ -57,7 +57,7 @@ def lay_out(
         sparse=_offsets(samples * inputs),
         saturation=np.array([f.saturation if exact else np.inf for f in formats], np.float32),
         quantum=np.array([f.quantum if exact else 0.0 for f in formats], np.float32),
-        budget=np.array([f.budget - LARGEST_MICRO_BATCH / 2 for f in formats]),
+        budget=np.array([arithmetic.delta_budget(n) for n in range(layers)]),
         weight_bound=np.array(
             [arithmetic.weight_bound(n) / arithmetic.weight_quanta[n] for n in range(layers)]
         ),

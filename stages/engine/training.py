@@ -12,15 +12,21 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from stages.core import Array
-from stages.core.augmentation import GROUP, GROUPS_PER_DRAW, draw, gaussian
+from stages.core.augmentation import CHUNK, draw_chunk, gaussian
 from stages.core.config import TrainConfig
 from stages.core.data import LabelledImages, require_pixels
 from stages.core.elementary import log
 from stages.core.exact import LARGEST_MICRO_BATCH, Arithmetic, Exact, ExactnessError, Plain
-from stages.core.network import Layer, dropout_masks, initialise, one_hot, quantised
-from stages.core.optimizers import Adam, scheduled
+from stages.core.network import Layer, initialise, one_hot
+from stages.core.optimizers import Adam, effective_decay, optimizer_of, scheduled
 from stages.core.state import State
-from stages.core.training import DivergedError, Epoch, micro_batches
+from stages.core.training import (
+    DivergedError,
+    Epoch,
+    masks_of,
+    micro_batches,
+    parameters_to_score,
+)
 from stages.engine import kernels
 from stages.engine.deformation import deform
 from stages.engine.descent import ADAM, NESTEROV, SGD
@@ -35,12 +41,8 @@ from stages.engine.memory import (
 )
 from stages.engine.parallel import LAYER, RUNNING, STATUS, STOPPED, WEIGHTS_TOO_LARGE
 
-DRAWN = GROUP * GROUPS_PER_DRAW
-"""Images whose deformations are drawn at once."""
-WINDOW = 4 * DRAWN
+WINDOW = 4 * CHUNK
 """Images that are deformed, or whose dropped units are drawn, before they are learned."""
-
-
 LEAST_ROWS = 128
 """Of the buffers, so that scoring takes many samples at once whatever the batch size."""
 
@@ -88,8 +90,10 @@ class Training:
         self.buffers = allocate_buffers(self.network, samples, threads)
         generator = np.random.default_rng(config.seed)
         start = initialise(sizes, config.initialisation, generator)
-        slots = Adam.slots if config.optimizer == "adam" else 1
-        self.parameters = allocate_parameters(self.network, threads, bool(config.ema_decay), slots)
+        self.optimizer = optimizer_of(config)
+        self.parameters = allocate_parameters(
+            self.network, threads, bool(config.ema_decay), self.optimizer.slots
+        )
         for vector in (self.parameters.w, self.parameters.average):
             write_layers(vector, self.network, start)
         self.scored = aligned(len(self.parameters.w), np.float32)
@@ -105,7 +109,7 @@ class Training:
             keep_zeros=not skip_zeros,
         )
         if config.augmentation:
-            self.ring = np.empty((WINDOW + 2 * DRAWN, self.images.shape[1]), np.uint8)
+            self.ring = np.empty((WINDOW + 2 * CHUNK, self.images.shape[1]), np.uint8)
             self.gaussians = [gaussian(config.augmentation.smoothness, n) for n in self.shape]
         self.epoch, self.step, self.best_accuracy = 0, 0, -1.0
         self.kept: list[Layer] = []
@@ -176,20 +180,15 @@ class Training:
         order = np.random.default_rng([config.seed, epoch]).permutation(count)
         plan = self._plan(count)
         in_ring = bool(config.augmentation)
-        samples = Samples(
-            images=self.ring if in_ring else self.images,
-            rows=np.arange(count) % len(self.ring) if in_ring else order,
-            labels=self.labels[order],
-            targets=self.targets,
-            masks=np.empty((0, 0), np.uint8),
-            shifted=np.empty(count),
-            total=np.empty(count),
-            predictions=np.empty(count, np.int64),
+        samples = self._samples(
+            self.ring if in_ring else self.images,
+            np.arange(count) % len(self.ring) if in_ring else order,
+            self.labels[order],
         )
         self._everywhere(self._learn, order, samples, plan)
         train_loss = self.arithmetic.loss_sum(log(samples.total) - samples.shifted) / count
-        layers, flat = self._parameters_to_score()
-        validation = self._score(flat)
+        layers = self._parameters_to_score()
+        validation = self._score(layers)
         losses = log(validation.total) - validation.shifted
         correct = int((validation.predictions == validation.labels).sum())
         accuracy = correct / len(losses)
@@ -207,11 +206,11 @@ class Training:
             rate = scheduled(config.learning_rate, config.schedule, self.step / self.steps)
             self.step += 1
             shrink = 1.0 - rate * config.weight_decay
-            if config.optimizer == "adam":
-                rate *= Adam().bias_correction(self.step)
+            if isinstance(self.optimizer, Adam):
+                rate *= self.optimizer.bias_correction(self.step)
             else:
                 rate /= samples
-            ema_decay = min(config.ema_decay, (1.0 + self.step) / (10.0 + self.step))
+            ema_decay = effective_decay(config.ema_decay, self.step)
             for part in micro_batches(start, stop):
                 rows.append(
                     (part.start, part.stop, part.start == start, part.stop == stop, rate,
@@ -226,7 +225,7 @@ class Training:
         drawn = 0
         for first, last in self._windows(plan):
             if self.config.augmentation:
-                needed = -(-int(plan.stop[last - 1]) // DRAWN)
+                needed = -(-int(plan.stop[last - 1]) // CHUNK)
                 for chunk in range(drawn, needed):
                     if chunk % self.threads == rank:
                         self._deform(order, chunk)
@@ -256,60 +255,58 @@ class Training:
 
     def _deform(self, order: Array, chunk: int) -> None:
         """Deform the images whose deformations are drawn together."""
-        config, groups = self.config, -(-len(order) // GROUP)
-        first = chunk * GROUPS_PER_DRAW
-        generator = np.random.default_rng([config.seed, self.epoch, first])
-        count = min(GROUPS_PER_DRAW, groups - first)
-        drawn = draw(config.augmentation, self.shape, count, generator)
+        augmentation, seed = self.config.augmentation, [self.config.seed, self.epoch]
+        drawn = draw_chunk(augmentation, self.shape, len(order), seed, chunk)
         deform(
-            self.images, order, first * GROUP, self.shape, drawn, config.augmentation.elastic,
+            self.images, order, chunk * CHUNK, self.shape, drawn, augmentation.elastic,
             *self.gaussians, self.ring,
         )  # fmt: skip
 
     def _masks(self, plan: Plan, first: int, last: int) -> Array:
         """Draw the dropout masks of some micro-batches, (samples, hidden units)."""
-        config = self.config
         masks = []
         for n in range(first, last):
-            generator = np.random.default_rng([config.seed, self.epoch, n, 1])
-            count = int(plan.stop[n] - plan.start[n])
-            drawn = dropout_masks(config.hidden_sizes, count, config.dropout, generator)
-            masks.append(np.concatenate(drawn, axis=1))
+            seed, count = [self.config.seed, self.epoch, n], int(plan.stop[n] - plan.start[n])
+            masks.append(np.concatenate(masks_of(self.config, count, seed), axis=1))
         return np.concatenate(masks).view(np.uint8)
 
-    def _parameters_to_score(self) -> tuple[list[Layer], Array]:
-        """Return the parameters to score and keep, as layers and as a flat array."""
-        config, parameters = self.config, self.parameters
-        if not config.ema_decay:
+    def _parameters_to_score(self) -> list[Layer]:
+        """Return the parameters to score and keep."""
+        parameters = self.parameters
+        if not self.config.ema_decay:
             self._everywhere(kernels.enforce, self.network, parameters, self.buffers, self.options)
-        flat = parameters.average if config.ema_decay else parameters.quantised
-        factors = [1.0] + [1.0 - config.dropout] * len(config.hidden_sizes)
-        layers = layers_of(flat, self.network)
-        layers = [Layer(W * f, b) for (W, b), f in zip(layers, factors, strict=True)]
-        layers = quantised(layers, self.arithmetic.fresh())
-        write_layers(self.scored, self.network, layers)
-        return layers, self.scored
+        flat = parameters.average if self.config.ema_decay else parameters.quantised
+        layers, _ = parameters_to_score(layers_of(flat, self.network), self.config, self.arithmetic)
+        return layers
 
-    def _score(self, flat: Array) -> Samples:
-        count = len(self.validation_images)
-        samples = Samples(
-            images=self.validation_images,
-            rows=np.arange(count),
-            labels=self.validation_labels,
+    def _score(self, layers: list[Layer]) -> Samples:
+        """Classify the validation images."""
+        write_layers(self.scored, self.network, layers)
+        rows = np.arange(len(self.validation_images))
+        samples = self._samples(self.validation_images, rows, self.validation_labels)
+        options = self.options._replace(dropout=False)
+        self._everywhere(kernels.score, self.network, self.scored, self.buffers, options, samples)
+        return samples
+
+    def _samples(self, images: Array, rows: Array, labels: Array) -> Samples:
+        """Return images to learn or to score, with room for what is found."""
+        count = len(rows)
+        return Samples(
+            images=images,
+            rows=rows,
+            labels=labels,
             targets=self.targets,
             masks=np.empty((0, 0), np.uint8),
             shifted=np.empty(count),
             total=np.empty(count),
             predictions=np.empty(count, np.int64),
         )
-        options = self.options._replace(dropout=False)
-        self._everywhere(kernels.score, self.network, flat, self.buffers, options, samples)
-        return samples
 
     def _vectors(self) -> list[Array]:
+        """Return the flat arrays that have numbers of their own to go on from."""
         parameters = self.parameters
-        slots = [parameters.slot0, parameters.slot1][: 1 + (self.config.optimizer == "adam")]
-        return [parameters.w, *([parameters.average] if self.config.ema_decay else []), *slots]
+        every = (parameters.w, parameters.average, parameters.slot0, parameters.slot1)
+        return [vector for vector in every if len(vector)]
 
     def _state(self) -> State:
         return State(

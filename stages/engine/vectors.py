@@ -7,7 +7,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, register_jitable
+from numba.extending import intrinsic
 
 INDEX = ir.IntType(64)
 
@@ -108,10 +108,5 @@ def atomic_store(typing, array, i, value):  # type: ignore[no-untyped-def]
     return types.void(array, types.int64, types.int64), generate
 
 
-_yield = types.ExternalFunction("sched_yield", types.int32())
-
-
-@register_jitable
-def yield_core() -> None:
-    """Let another thread run on this core."""
-    _yield()
+yield_core = types.ExternalFunction("sched_yield", types.int32())
+"""Lets another thread run on this core."""

@@ -107,9 +107,8 @@ def single_instance(stage: str) -> Iterator[None]:
     """Hold the lock of the named stage in this folder, so that no other instance writes its files.
 
     When DVC is killed, the stage that it started runs on, and the next `dvc repro` starts another.
-    The lock is the operating system's and ends with the process and the workers forked from it,
-    however they end: no file needs to be removed. A wait of `PATIENCE` covers the workers of a
-    training that was just killed, which notice within about a second. Windows has no such lock.
+    The lock is the operating system's and ends with the process, however it ends: no file needs to
+    be removed. A wait of `PATIENCE` covers a process that is just ending. Windows has no such lock.
 
     Raises:
         InputError: another instance is at work and does not end; the message names its process.

@@ -88,12 +88,11 @@ def _threads(count: int, workers: int = 1) -> Variation:
     # With more threads than cores, OpenBLAS's threads mostly wait for each other.
     name = f"BLAS threads: {count}" if workers == 1 else f"{workers} workers, {count} BLAS threads"
     variables = {"BLAS_THREADS": str(count), "WORKERS": str(workers)}
-    not_here = _ON_LINUX if workers > 1 else ""
-    return Variation(name, variables, slow=count * workers > 2, not_here=not_here)
+    return Variation(name, variables, slow=count * workers > 2)
 
 
 def _workers(count: int) -> Variation:
-    return Variation(f"workers: {count}", {"WORKERS": str(count)}, not_here=_ON_LINUX)
+    return Variation(f"workers: {count}", {"WORKERS": str(count)})
 
 
 def _kernel(name: str, not_here: str = _ON_X86) -> Variation:
