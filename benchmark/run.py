@@ -132,7 +132,8 @@ class Rounds(Generic[Key]):
         workers: the processes of those that take part, by the caller's keys.
         skipped: why others do not.
         rates: samples a second, round by round.
-        idle: the part of all cores' time that each had to itself but did not get, round by round.
+        others: seconds of all cores that other work took in the turns.
+        all: seconds of all cores in the turns.
     """
 
     def __init__(self, entries: Mapping[Key, Entry], data: Path) -> None:
@@ -140,7 +141,7 @@ class Rounds(Generic[Key]):
         self.workers: dict[Key, Worker] = {}
         self.skipped: dict[Key, str] = {}
         self.rates: dict[Key, list[float]] = {key: [] for key in entries}
-        self.idle: dict[Key, list[float]] = {key: [] for key in entries}
+        self.others = self.all = 0.0
 
     def __enter__(self) -> Rounds[Key]:
         """Start all processes at once, then let one after the other prepare and warm up."""
@@ -169,8 +170,8 @@ class Rounds(Generic[Key]):
                 break
             for key, answer in self.ask_all(number, question="epoch"):
                 self.rates[key].append(answer["samples"] / answer["seconds"])
-                share = answer["processor_seconds"] / (answer["seconds"] * cores())
-                self.idle[key].append(max(0.0, 1.0 - share))
+                self.others += answer["machine_seconds"] - answer["processor_seconds"]
+                self.all += answer["seconds"] * cores()
 
     def ask_all(self, number: int, **question: Any) -> Iterator[tuple[Key, dict[str, Any]]]:
         """Let everyone answer a question, one after the other, the `number`-th first."""
@@ -210,7 +211,7 @@ def throughput(config: BenchmarkConfig, data: Path, contenders: Sequence[str]) -
             with Rounds(entries, data) as rounds:
                 rounds.measure(config.least_rounds, config.most_rounds, config.seconds)
             skipped |= rounds.skipped
-            limits, busy = rounds.rates[LIMIT], statistics.median(rounds.idle[LIMIT])
+            limits, busy = rounds.rates[LIMIT], max(0.0, rounds.others / rounds.all)
             if busy > BUSY:
                 _say(
                     f"  the machine is busy: others had {busy:.0%} of its cores; do not trust this"

@@ -209,18 +209,22 @@ class _Desk:
     def _epochs(self, train: Train) -> dict[str, Any] | None:
         """Train an epoch for each question that asks for one; return the first other question."""
         question: dict[str, Any] | None = None
-        started = used = 0.0
+        started = used = machine = 0.0
 
         def after_epoch(samples: int, layers: Callable[[], Layers]) -> None:
-            nonlocal started, used, question
-            seconds, used_since = time.perf_counter() - started, time.process_time() - used
-            self.answer(seconds=seconds, processor_seconds=used_since, samples=samples)
+            nonlocal started, used, machine, question
+            self.answer(
+                seconds=time.perf_counter() - started,
+                processor_seconds=time.process_time() - used,
+                machine_seconds=_machine_seconds() - machine,
+                samples=samples,
+            )
             question = self.hear()
             if question is None or question["question"] != "epoch":
                 raise StopTraining
-            started, used = time.perf_counter(), time.process_time()
+            started, used, machine = time.perf_counter(), time.process_time(), _machine_seconds()
 
-        started, used = time.perf_counter(), time.process_time()
+        started, used, machine = time.perf_counter(), time.process_time(), _machine_seconds()
         with suppress(StopTraining):
             train(0, Plan(), after_epoch)
         return question
@@ -288,6 +292,18 @@ def _reach(
         "epochs": done,
         "accuracy": accuracy,
     }
+
+
+def _machine_seconds() -> float:
+    """Return how long all cores together have been busy or taken away; 0 where nothing says so."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return 0.0
+    user, nice, system, _, _, interrupts, soft, stolen = map(
+        int, stat.read_text().split("\n", 1)[0].split()[1:9]
+    )
+    busy = user + nice + system + interrupts + soft + stolen
+    return busy / float(os.sysconf("SC_CLK_TCK"))
 
 
 def _first_line(error: Exception) -> str:
