@@ -25,7 +25,9 @@ OTHERS = "#c8ccd1"
 NOTEBOOK = "#ddaa33"
 INK = "#222222"
 GREY = "#6b6b6b"
-COLOURS = {"ours_exact": OURS, "ours_plain": OURS_PLAIN, "notebook": NOTEBOOK}
+COLOURS = {
+    "ours_exact": OURS, "ours_plain": OURS_PLAIN, "ours_dense": OURS_PLAIN, "notebook": NOTEBOOK,
+}  # fmt: skip
 SETTINGS: dict[Any, Any] = {
     "font.size": 15,
     "axes.spines.top": False,
@@ -113,7 +115,7 @@ def _throughput_panel(axis: Axes, cell: Report, names: dict[str, str]) -> None:
     _write_beside(axis, len(bars) - 0.3, ("rate", "\N{MULTIPLICATION SIGN} ours"), GREY)
     axis.set_xlim(0, 1.04 * max(limit, *(bar.spread["max"] for bar in bars)))
     axis.axvline(limit, color=INK, linewidth=1, linestyle="--")
-    axis.set_title(f"{cell['network']}, batches of {cell['batch_size']}")
+    axis.set_title(f"{cell['network']}, batch {cell['batch_size']}")
     axis.set_xlabel("training samples per second")
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
 
@@ -192,8 +194,7 @@ def scaling_figure(report: Report) -> Figure:
     small = scaling["workers"][0]["network"]
     notes = (
         f"Batches of {elsewhere} and the network {small}, unless an axis says otherwise. The limit "
-        "is the rate of the matrix products alone (sgemm). Training sets are memory-mapped files; "
-        "small ones are copied as well.",
+        "is the rate of the matrix products alone (sgemm). Training sets are memory-mapped files.",
     )
     figure = _figure(15.5, "How our training scales", report, notes)
     (workers, batch), (hidden, fraction), (images, memory) = figure.subplots(3, 2)
