@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stages.core import Array, network, prediction
+from stages.core import Array, initialisation, prediction
 from stages.core.augmentation import Augmentation
 from stages.core.config import TrainConfig
 from stages.core.exact import PIXELS, Plain
@@ -110,7 +110,7 @@ def predict(layers: Layers, x: Array) -> Array:
 
 def he_uniform(sizes: Sequence[int], seed: int) -> Layers:
     """Draw starting weights for the peers that bring none of their own."""
-    return network.initialise(sizes, "he", np.random.default_rng(seed))
+    return initialisation.initialise(sizes, "he", np.random.default_rng(seed))
 
 
 def ours(task: Task, data: Data, *, exact: bool = True, skip_zeros: bool = True) -> Train:

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from stages.core import Array
 from stages.core.exact import Arithmetic, Exact, Plain
+from stages.core.initialisation import initialise
 from stages.core.network import (
     Layer,
     cross_entropy,
     cross_entropy_derivative,
     forward,
-    initialise,
     losses_and_gradients,
     one_hot,
     quantised,

@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.core import Array
-from stages.core.optimizers import Adam, Momentum, power, scheduled
+from stages.core.elementary import power
+from stages.core.optimizers import Adam, Momentum
+from stages.core.schedules import scheduled
 
 SHAPE = (7, 3)
 SAMPLES = 64

@@ -196,7 +196,8 @@ def test_ctrl_c_keeps_what_is_finished(project: Path) -> None:
         start_new_session=True,
     )
     deadline = time.monotonic() + 60
-    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+    drawn = project / "reports/studies.png"
+    while drawn.read_bytes() == picture and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
@@ -205,7 +206,7 @@ def test_ctrl_c_keeps_what_is_finished(project: Path) -> None:
     finished = studies(project)["quick"]["results"]
     assert [result["seed"] for result in finished] == list(range(1, len(finished) + 1))
     assert finished
-    assert (project / "reports/studies.png").read_bytes() != picture
+    assert drawn.read_bytes() != picture
 
     assert run(project, "quick", f"{len(finished) + 1}").trained == [len(finished) + 1]
     assert studies(project)["quick"]["results"][:-1] == finished

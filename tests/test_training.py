@@ -17,7 +17,8 @@ from stages.core.augmentation import Augmentation
 from stages.core.config import TrainConfig
 from stages.core.data import LabelledImages
 from stages.core.exact import FINEST_WEIGHT_QUANTUM, PIXELS, Exact, ExactnessError, Plain
-from stages.core.network import Layer, initialise
+from stages.core.initialisation import initialise
+from stages.core.network import Layer
 from stages.core.prediction import logits_of, predict, quantise, score
 from stages.core.training import DivergedError, Epoch
 

@@ -95,3 +95,14 @@ def sin_and_cos(x: Float64) -> tuple[Float64, Float64]:
         sine = 1.0 - sine * square / (n * (n + 1))
         cosine = 1.0 - cosine * square / (n * (n - 1))
     return x * sine, cosine
+
+
+def power(base: float, exponent: int) -> float:
+    """Return base**exponent by repeated squaring: multiplications only, the same everywhere."""
+    result = 1.0
+    while exponent:
+        if exponent & 1:
+            result *= base
+        base *= base
+        exponent >>= 1
+    return result

@@ -18,7 +18,6 @@ is quantised and what remains are the formulas above.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -36,37 +35,6 @@ class Layer(NamedTuple):
 
 
 Parameters = Sequence[Layer]
-
-
-def initialise(
-    sizes: Sequence[int],
-    initialisation: str,
-    generator: np.random.Generator,
-    dtype: type = np.float32,
-) -> list[Layer]:
-    """Draw the initial parameters, rounded to float32, uniform between -r and r.
-
-    Args:
-        sizes: units of every layer, the inputs first.
-        initialisation: `he`: r = sqrt(6 / inputs) (He et al. 2015, eq. 10), biases 0;
-            `glorot`: r = sqrt(6 / (inputs + outputs)) (Glorot and Bengio 2010, eq. 16), biases 0;
-            `uniform`: r = 1/2, biases too (the notebook's).
-        generator: source of uniform numbers, the same on every machine.
-        dtype: of the arrays.
-    """
-
-    def uniform(bound: float, *shape: int) -> Array:
-        return ((2.0 * generator.random(shape) - 1.0) * bound).astype(np.float32).astype(dtype)
-
-    layers = []
-    for inputs, outputs in pairwise(sizes):
-        if initialisation == "uniform":
-            layers.append(Layer(uniform(0.5, inputs, outputs), uniform(0.5, outputs)))
-            continue
-        fan = inputs if initialisation == "he" else inputs + outputs
-        bound = float(np.sqrt(6.0 / fan))
-        layers.append(Layer(uniform(bound, inputs, outputs), np.zeros(outputs, dtype)))
-    return layers
 
 
 def relu(z: Array, saturation: float = np.inf) -> Array:
@@ -214,14 +182,3 @@ def losses_and_gradients(
     delta = cross_entropy_derivative(softmax(terms), targets[labels])
     delta = arithmetic.quantise_output_deltas(delta)
     return cross_entropy(terms, labels), backward(parameters, activations, delta, arithmetic)
-
-
-def dropout_masks(
-    units: Sequence[int], samples: int, dropout: float, generator: np.random.Generator
-) -> list[Array]:
-    """Draw which hidden units each sample keeps, (samples, units) for each hidden layer.
-
-    Each unit is dropped with probability `dropout` (Srivastava et al. 2014, section 4); the weights
-    that leave hidden units are scaled by 1 - dropout after training.
-    """
-    return [generator.random((samples, count), np.float32) >= dropout for count in units]

@@ -1,4 +1,4 @@
-"""How a gradient moves the parameters, and how the learning rate changes over the training.
+"""How a gradient moves the parameters.
 
 An optimizer updates one array of parameters in place, elementwise, so that arrays, or any parts of
 them, can be updated in any order. `gradient` is summed over `samples` samples.
@@ -12,8 +12,9 @@ import numpy as np
 
 from stages.core import Array
 from stages.core.config import TrainConfig
-from stages.core.elementary import PI, cos
+from stages.core.elementary import power
 from stages.core.network import Layer, Parameters
+from stages.core.schedules import effective_decay, scheduled
 
 
 class Momentum:
@@ -84,14 +85,6 @@ def optimizer_of(config: TrainConfig) -> Momentum | Adam:
     return Momentum(config.momentum, nesterov=config.optimizer == "nesterov")
 
 
-def effective_decay(ema_decay: float, step: int) -> float:
-    """Return the moving average's decay in a step, numbered from 1.
-
-    It grows to its full size: a short training's average must not be its start.
-    """
-    return min(ema_decay, (1.0 + step) / (10.0 + step))
-
-
 class Descent:
     """The parameters of a training, each step's update of them and their moving average.
 
@@ -140,36 +133,3 @@ class Descent:
             for averages, layer in zip(self.average, self.parameters, strict=True):
                 for average, w in zip(averages, layer, strict=True):
                     average += (w - average) * (1.0 - ema_decay)
-
-
-def power(base: float, exponent: int) -> float:
-    """Return base**exponent by repeated squaring: multiplications only, the same everywhere."""
-    result = 1.0
-    while exponent:
-        if exponent & 1:
-            result *= base
-        base *= base
-        exponent >>= 1
-    return result
-
-
-def scheduled(learning_rate: float, schedule: str, progress: float) -> float:
-    """Return the learning rate at `progress`, the part of the training that is done (0 to 1).
-
-    Args:
-        learning_rate: its peak.
-        schedule: `constant`; `step`: a tenth of it from 1/2 on, a hundredth from 3/4 on;
-            `cosine`: along half a cosine down to 0 (Loshchilov and Hutter 2017, eq. 5);
-            `one_cycle`: linearly up from 1/25 of it during the first 30 %, then along half a
-            cosine down to 0 (after Smith and Topin 2019).
-        progress: at least 0, below 1.
-    """
-    if schedule == "step":
-        return learning_rate * (1.0 if progress < 0.5 else 0.1 if progress < 0.75 else 0.01)
-    if schedule == "cosine":
-        return learning_rate * 0.5 * (1.0 + cos(PI * progress))
-    if schedule == "one_cycle":
-        if progress < 0.3:
-            return learning_rate * (0.04 + 0.96 * progress / 0.3)
-        return learning_rate * 0.5 * (1.0 + cos(PI * (progress - 0.3) / 0.7))
-    return learning_rate

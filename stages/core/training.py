@@ -17,16 +17,10 @@ from stages.core import Array
 from stages.core.augmentation import augment
 from stages.core.config import TrainConfig
 from stages.core.data import LabelledImages, require_pixels
+from stages.core.dropout import dropout_masks
 from stages.core.exact import LARGEST_MICRO_BATCH, PIXELS, Arithmetic, Exact, ExactnessError
-from stages.core.network import (
-    Layer,
-    Parameters,
-    dropout_masks,
-    initialise,
-    losses_and_gradients,
-    one_hot,
-    quantised,
-)
+from stages.core.initialisation import initialise
+from stages.core.network import Layer, Parameters, losses_and_gradients, one_hot, quantised
 from stages.core.optimizers import Descent
 from stages.core.prediction import score
 
@@ -88,7 +82,7 @@ def train(
                 weights = quantised(descent.parameters, arithmetic)
                 gradients: list[Layer] = []
                 for part in micro_batches(start, stop):
-                    masks = masks_of(config, y[part].size, [config.seed, epoch, next(micro_batch)])
+                    masks = dropout_masks(config, y[part].size, [config.seed, epoch, next(micro_batch)])
                     inputs = np.multiply(x[part], PIXELS.quantum, dtype=arithmetic.compute_dtype)
                     losses[part], found = losses_and_gradients(
                         weights, inputs, y[part], targets, arithmetic, masks
@@ -114,14 +108,6 @@ def micro_batches(start: int, stop: int) -> list[slice]:
     parts = -(-(stop - start) // LARGEST_MICRO_BATCH)
     edges = [start + (stop - start) * part // parts for part in range(parts + 1)]
     return [slice(*edge) for edge in pairwise(edges)]
-
-
-def masks_of(config: TrainConfig, samples: int, seed: list[int]) -> list[Array]:
-    """Return a micro-batch's dropout masks, (samples, units) for each hidden layer, if any."""
-    if not config.dropout:
-        return []
-    generator = np.random.default_rng([*seed, 1])
-    return dropout_masks(config.hidden_sizes, samples, config.dropout, generator)
 
 
 def accumulated(total: list[Layer], found: list[Layer], arithmetic: Arithmetic) -> list[Layer]:

@@ -15,18 +15,15 @@ from stages.core import Array
 from stages.core.augmentation import CHUNK, draw_chunk, gaussian
 from stages.core.config import TrainConfig
 from stages.core.data import LabelledImages, require_pixels
+from stages.core.dropout import dropout_masks
 from stages.core.elementary import log
 from stages.core.exact import LARGEST_MICRO_BATCH, Arithmetic, Exact, ExactnessError, Plain
-from stages.core.network import Layer, initialise, one_hot
-from stages.core.optimizers import Adam, effective_decay, optimizer_of, scheduled
+from stages.core.initialisation import initialise
+from stages.core.network import Layer, one_hot
+from stages.core.optimizers import Adam, optimizer_of
+from stages.core.schedules import effective_decay, scheduled
 from stages.core.state import State
-from stages.core.training import (
-    DivergedError,
-    Epoch,
-    masks_of,
-    micro_batches,
-    parameters_to_score,
-)
+from stages.core.training import DivergedError, Epoch, micro_batches, parameters_to_score
 from stages.engine import kernels
 from stages.engine.deformation import deform
 from stages.engine.descent import ADAM, NESTEROV, SGD
@@ -267,7 +264,7 @@ class Training:
         masks = []
         for n in range(first, last):
             seed, count = [self.config.seed, self.epoch, n], int(plan.stop[n] - plan.start[n])
-            masks.append(np.concatenate(masks_of(self.config, count, seed), axis=1))
+            masks.append(np.concatenate(dropout_masks(self.config, count, seed), axis=1))
         return np.concatenate(masks).view(np.uint8)
 
     def _parameters_to_score(self) -> list[Layer]:
