@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stages.core import Array, initialisation, prediction
+from stages.core import Array, initialisation, network, prediction
 from stages.core.augmentation import Augmentation
 from stages.core.config import TrainConfig
 from stages.core.exact import PIXELS, Plain
