@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stages.core import Array
 from stages.core.augmentation import augment
 from stages.core.config import TrainConfig
 from stages.core.data import LabelledImages, require_pixels
@@ -82,7 +81,8 @@ def train(
                 weights = quantised(descent.parameters, arithmetic)
                 gradients: list[Layer] = []
                 for part in micro_batches(start, stop):
-                    masks = dropout_masks(config, y[part].size, [config.seed, epoch, next(micro_batch)])
+                    seed = [config.seed, epoch, next(micro_batch)]
+                    masks = dropout_masks(config, y[part].size, seed)
                     inputs = np.multiply(x[part], PIXELS.quantum, dtype=arithmetic.compute_dtype)
                     losses[part], found = losses_and_gradients(
                         weights, inputs, y[part], targets, arithmetic, masks
