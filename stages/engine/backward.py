@@ -9,9 +9,9 @@ import numpy as np
 from stages.core import exact
 from stages.engine.compiler import exact_kernel, kernel
 from stages.engine.forward import ANCHOR32, ANCHOR64
-from stages.engine.layout import LANES
+from stages.engine.layout import BLOCK, LANES
 from stages.engine.parallel import DELTAS_TOO_LARGE, WEIGHTS_TOO_LARGE, fail
-from stages.engine.products import ZERO, combine_rows, dot, matrix
+from stages.engine.products import ZERO, combine_rows, dot, four_dots, matrix, tiles_of
 
 OUTPUT_DELTA_ANCHOR = ANCHOR64 * exact.OUTPUT_DELTA_QUANTUM
 
@@ -44,12 +44,9 @@ def output_to_hidden(network, w, buffers, count, first, last):
     for unit in range(first, last):
         for c in range(classes):
             transposed[c * columns + unit - first] = W[unit, c]
-    starts, stops = np.empty(count, np.int64), np.empty(count, np.int64)
-    for i in range(count):
-        starts[i], stops[i] = i * stride, i * stride + classes
     combine_rows(
         product, 0, transposed, 0, columns, columns, buffers.class_indices, buffers.logits,
-        starts, stops, 0, count,
+        buffers.class_bounds, 1, 0, count,
     )  # fmt: skip
     products = matrix(product, 0, count, columns)
     for i in range(count):
@@ -70,14 +67,32 @@ def hidden_to_hidden(network, w, buffers, layer, count, first, last):
     W = matrix(w, network.W[layer], network.inputs[layer], stride)
     deltas_above = matrix(buffers.per_sample, buffers.hidden[layer], count, stride)
     deltas = matrix(buffers.delta, buffers.hidden[layer - 1], count, width)
-    columns = network.columns[layer]
-    for i in range(count):
-        deltas[i, first:last] = ZERO
+    columns, indices, values = network.columns[layer], buffers.column_indices, buffers.column_values
+    places, ends = buffers.column_places, buffers.column_bounds[:, tiles_of(count)]
+    rows = max(4, 2 * BLOCK // stride)
     for unit in range(first, last):
-        for k in range(buffers.column_starts[unit], buffers.column_stops[unit]):
-            if buffers.column_values[k] > ZERO:
-                i = buffers.column_indices[k]
-                deltas[i, unit] = dot(deltas_above[i, :columns], W[unit, :columns])
+        places[unit] = buffers.column_bounds[unit, 0]
+    for top in range(0, count, rows):
+        bottom = min(top + rows, count)
+        for i in range(top, bottom):
+            deltas[i, first:last] = ZERO
+        for unit in range(first, last):
+            row, k, end = W[unit, :columns], places[unit], ends[unit]
+            while k + 3 < end and indices[k + 3] < bottom:
+                a, b, c, d = indices[k], indices[k + 1], indices[k + 2], indices[k + 3]
+                products = four_dots(
+                    deltas_above[a, :columns], deltas_above[b, :columns],
+                    deltas_above[c, :columns], deltas_above[d, :columns], row,
+                )  # fmt: skip
+                for n in range(4):
+                    if values[k + n] > ZERO:
+                        deltas[indices[k + n], unit] = products[n]
+                k += 4
+            while k < end and indices[k] < bottom:
+                if values[k] > ZERO:
+                    deltas[indices[k], unit] = dot(deltas_above[indices[k], :columns], row)
+                k += 1
+            places[unit] = k
 
 
 @kernel

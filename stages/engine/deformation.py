@@ -6,6 +6,7 @@ import numpy as np
 
 from stages.core.augmentation import GROUP, NOISE_LEVELS
 from stages.engine.compiler import entry_kernel, exact_kernel, kernel
+from stages.engine.products import compress
 
 
 @exact_kernel
@@ -83,7 +84,7 @@ def interpolate(pixels, x, y, thickness, out):
 
 
 @entry_kernel
-def deform(images, order, start, shape, deformations, elastic, down, along, deformed):
+def deform(images, order, start, shape, deformations, elastic, down, along, deformed, keep_zeros):
     """Deform the images `order[start]`, ... in groups, each with the next deformation.
 
     Args:
@@ -95,13 +96,15 @@ def deform(images, order, start, shape, deformations, elastic, down, along, defo
         elastic: strength of the elastic deformation, 0 for none.
         down: (height, height) the Gaussian.
         along: (width, width) the Gaussian.
-        deformed: (rows, height * width) uint8, a ring: image n of the epoch goes to row n % rows.
+        deformed: a ring of sparse images: image n of the epoch becomes the row n % rows.
+        keep_zeros: whether that holds dark pixels, too.
     """
     height, width = shape
     x, y, middle = np.empty(shape), np.empty(shape), np.empty(shape)
     x_noise, y_noise = np.empty(shape), np.empty(shape)
     pixels = np.zeros((height + 2, width + 2, GROUP), np.float32)
     out = np.empty((height * width, GROUP), np.uint8)
+    target = np.empty(height * width, np.uint8)
     for group in range(len(deformations.thickness)):
         first = start + group * GROUP
         last = min(first + GROUP, len(order))
@@ -116,6 +119,10 @@ def deform(images, order, start, shape, deformations, elastic, down, along, defo
         displace(x, y, deformations, group, elastic, x_noise, y_noise)
         interpolate(pixels, x, y, deformations.thickness[group], out)
         for n in range(first, last):
-            target = deformed[n % len(deformed)]
             for p in range(height * width):
                 target[p] = out[p, n - first]
+            row = n % len(deformed.bounds)
+            compress(
+                target, row * len(target), deformed.pixels, deformed.brightness,
+                deformed.bounds[row], keep_zeros,
+            )  # fmt: skip

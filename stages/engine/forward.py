@@ -9,9 +9,10 @@ from stages.engine.compiler import kernel
 from stages.engine.products import (
     ZERO,
     combine_rows,
-    compress_activations,
-    compress_pixels,
+    compress,
+    gather_pixels,
     matrix,
+    tiles_of,
 )
 
 ANCHOR32 = exact.ANCHORS[np.dtype(np.float32)]
@@ -83,18 +84,16 @@ def forward(network, w, buffers, options, samples, start, first, last, mask_row)
     """
     indices, values, keep_zeros = buffers.indices, buffers.values, options.keep_zeros
     for i in range(first, last):
-        image = samples.images[samples.rows[start + i]]
-        begin = i * len(image)
-        end = begin + len(image)
-        count = compress_pixels(image, indices[begin:end], values[begin:end], keep_zeros)
-        buffers.starts[0, i], buffers.stops[0, i] = begin, begin + count
+        begin = i * network.inputs[0]
+        row = samples.rows[start + i]
+        gather_pixels(samples.images, row, begin, indices, values, buffers.bounds[0, i])
     mask, output = 0, len(network.inputs) - 1
     for layer in range(output):
         stride, units = network.stride[layer], network.outputs[layer]
         o = buffers.hidden[layer] + first * stride
         combine_rows(
             buffers.activations, o, w, network.W[layer], stride, network.columns[layer], indices,
-            values, buffers.starts[layer], buffers.stops[layer], first, last,
+            values, buffers.bounds[layer], tiles_of(network.inputs[layer]), first, last,
         )  # fmt: skip
         b = w[network.b[layer] : network.b[layer] + units]
         saturation, quantum = network.saturation[layer + 1], network.quantum[layer + 1]
@@ -105,14 +104,13 @@ def forward(network, w, buffers, options, samples, start, first, last, mask_row)
             if options.dropout:
                 keep_units(a, samples.masks[mask_row + i, mask : mask + units])
             begin = network.sparse[layer + 1] + i * units
-            end = begin + units
-            count = compress_activations(a, indices[begin:end], values[begin:end], keep_zeros)
-            buffers.starts[layer + 1, i], buffers.stops[layer + 1, i] = begin, begin + count
+            bounds = buffers.bounds[layer + 1, i]
+            compress(a, begin, indices, values, bounds, keep_zeros)
         mask += units
     stride, classes = network.stride[output], network.outputs[output]
     combine_rows(
         buffers.logits, first * stride, w, network.W[output], stride, stride, indices, values,
-        buffers.starts[output], buffers.stops[output], first, last,
+        buffers.bounds[output], tiles_of(network.inputs[output]), first, last,
     )  # fmt: skip
     logits = matrix(buffers.logits, first * stride, last - first, stride)
     b = w[network.b[output] : network.b[output] + classes]

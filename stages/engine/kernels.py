@@ -19,9 +19,17 @@ from stages.engine.backward import (
 from stages.engine.compiler import entry_kernel, kernel
 from stages.engine.descent import clear_sums, enforce_bounds, quantise_weights, update
 from stages.engine.forward import forward
-from stages.engine.layout import BLOCK
+from stages.engine.layout import BLOCK, BLOCK_ROWS
 from stages.engine.parallel import RUNNING, STATUS, barrier
-from stages.engine.products import ZERO, add_rows, combine_rows, matrix, transpose
+from stages.engine.products import (
+    ZERO,
+    add_rows,
+    combine_rows,
+    compress,
+    matrix,
+    tiles_of,
+    transpose,
+)
 from stages.engine.vectors import atomic_load
 
 
@@ -56,9 +64,9 @@ def learn_weights(network, parameters, buffers, options, plan, n, layer, rank):
     output, stride = len(network.inputs) - 1, network.stride[layer]
     if plan.last[n]:
         clear_sums(network, parameters, layer, rank)
-    rows, columns = max(1, BLOCK // stride), network.columns[layer]
+    rows, columns = max(BLOCK_ROWS, BLOCK // stride), network.columns[layer]
     indices, values = buffers.column_indices, buffers.column_values
-    starts, stops = buffers.column_starts, buffers.column_stops
+    bounds, tiles = buffers.column_bounds, tiles_of(plan.stop[n] - plan.start[n])
     for top in range(first, last, rows):
         bottom = min(top + rows, last)
         start = network.W[layer] + top * stride
@@ -67,7 +75,7 @@ def learn_weights(network, parameters, buffers, options, plan, n, layer, rank):
         if layer == output:
             wide = buffers.wide_block[rank, : stop - start]
             combine_rows(
-                wide, 0, buffers.logits, 0, stride, stride, indices, values, starts, stops,
+                wide, 0, buffers.logits, 0, stride, stride, indices, values, bounds, tiles,
                 top, bottom,
             )  # fmt: skip
             gradient = accumulated_wide(gradient, wide, plan.first[n])
@@ -75,7 +83,7 @@ def learn_weights(network, parameters, buffers, options, plan, n, layer, rank):
             block = buffers.block[rank, : stop - start]
             combine_rows(
                 block, 0, buffers.per_unit, buffers.hidden[layer], stride, columns, indices, values,
-                starts, stops, top, bottom,
+                bounds, tiles, top, bottom,
             )  # fmt: skip
             matrix(block, 0, bottom - top, stride)[:, columns:] = ZERO
             gradient = accumulated(gradient, block, plan, n)
@@ -154,7 +162,7 @@ def learn(network, parameters, buffers, options, samples, plan, rank):
 @entry_kernel
 def score(network, w, buffers, options, samples, rank):
     """Classify this thread's part of the samples, in its own rows of the buffers."""
-    threads, rows, count = options.threads, buffers.starts.shape[1], len(samples.rows)
+    threads, rows, count = options.threads, buffers.bounds.shape[1], len(samples.rows)
     first, last = rows * rank // threads, rows * (rank + 1) // threads
     position, end = count * rank // threads, count * (rank + 1) // threads
     no_mask = rows - rows  # unlike the literal 0, of a variable's type: `forward` is compiled once
@@ -162,6 +170,16 @@ def score(network, w, buffers, options, samples, rank):
         stop = min(last, first + end - position)
         forward(network, w, buffers, options, samples, position - first, first, stop, no_mask)
         position += stop - first
+
+
+@entry_kernel
+def compress_images(dense, images, keep_zeros):
+    """Write images, (images, pixels) uint8, as sparse rows one after the other."""
+    place = 0
+    for n in range(len(dense)):
+        place = compress(
+            dense[n], place, images.pixels, images.brightness, images.bounds[n], keep_zeros
+        )
 
 
 @entry_kernel

@@ -12,7 +12,11 @@ from stages.core import Array
 
 LANES = 16
 BLOCK = 4096
-"""Parameters updated together: few enough to stay in a core's first cache."""
+"""Parameters updated together, at least: few enough to stay in a core's first cache."""
+BLOCK_ROWS = 32
+"""Rows of W updated together, at least: enough to use a tile of deltas several times."""
+TILE = 128
+"""Rows of a matrix whose product is taken before that of others, while the cache holds them."""
 
 
 class Network(NamedTuple):
@@ -82,12 +86,11 @@ class Buffers(NamedTuple):
     Attributes:
         indices: sparse rows of every layer's inputs: which are not zero, uint16.
         values: their values, float32.
-        starts: (layers, samples) where each sparse row starts.
-        stops: (layers, samples) where it stops.
+        bounds: (layers, samples, tiles + 1) where each sparse row starts, each tile of it ends.
         column_indices: sparse columns of one layer's inputs: the samples, uint16.
         column_values: their values, float32.
-        column_starts: (inputs,) where each sparse column starts.
-        column_stops: (inputs,) where it stops.
+        column_bounds: (inputs, tiles + 1) where each sparse column starts, each tile of it ends.
+        column_places: (inputs,) how far each has been written.
         hidden: (hidden layers,) offsets of the next four, (samples, stride) for each hidden layer.
         activations: of the hidden layers, float32.
         delta: their deltas.
@@ -95,19 +98,19 @@ class Buffers(NamedTuple):
         per_sample: the deltas quantised for the layer below.
         logits: (samples, stride of the output layer) float64; then the output layer's deltas.
         class_indices: (samples, stride of the output layer) the number of each column, uint16.
-        block: (threads, BLOCK or one row) gradients, float32.
+        class_bounds: (samples, 2) where each row of classes starts and ends in it.
+        block: (threads, BLOCK or BLOCK_ROWS rows) gradients, float32.
         wide_block: the same for the output layer, float64.
         control: int64, the barrier and the threads' common status.
     """
 
     indices: Array
     values: Array
-    starts: Array
-    stops: Array
+    bounds: Array
     column_indices: Array
     column_values: Array
-    column_starts: Array
-    column_stops: Array
+    column_bounds: Array
+    column_places: Array
     hidden: Array
     activations: Array
     delta: Array
@@ -115,6 +118,7 @@ class Buffers(NamedTuple):
     per_sample: Array
     logits: Array
     class_indices: Array
+    class_bounds: Array
     block: Array
     wide_block: Array
     control: Array
@@ -172,12 +176,26 @@ class Options(NamedTuple):
     keep_zeros: bool
 
 
+class SparseImages(NamedTuple):
+    """Images as sparse rows: only what is not dark.
+
+    Attributes:
+        pixels: which pixels, uint16.
+        brightness: their values, uint8.
+        bounds: (images, tiles + 1) where each row starts and each tile of it ends, int64.
+    """
+
+    pixels: Array
+    brightness: Array
+    bounds: Array
+
+
 class Samples(NamedTuple):
     """The images of an epoch, and what their losses are made of.
 
     Attributes:
-        images: (images, pixels) uint8.
-        rows: (samples,) where each sample of the epoch's order is among them.
+        images: only their bright pixels.
+        rows: (samples,) where each sample of the epoch's order is among the images.
         labels: (samples,) int64.
         targets: (classes, classes) float64, the probabilities to learn for each label.
         masks: (samples of some micro-batches, hidden units) uint8, what dropout keeps.
@@ -186,7 +204,7 @@ class Samples(NamedTuple):
         predictions: (samples,) int64.
     """
 
-    images: Array
+    images: SparseImages
     rows: Array
     labels: Array
     targets: Array

@@ -10,7 +10,16 @@ from stages.core import Array
 from stages.core.exact import Exact
 from stages.core.network import Layer
 from stages.core.network import Parameters as Layers
-from stages.engine.layout import BLOCK, LANES, Buffers, Network, Parameters
+from stages.engine.layout import (
+    BLOCK,
+    BLOCK_ROWS,
+    LANES,
+    TILE,
+    Buffers,
+    Network,
+    Parameters,
+    SparseImages,
+)
 from stages.engine.parallel import CONTROL_SIZE
 
 CACHE_LINE = 64  # bytes
@@ -105,16 +114,15 @@ def allocate_buffers(network: Network, samples: int, threads: int) -> Buffers:
     """Return the buffers for micro-batches of up to `samples` samples."""
     layers, sparse = len(network.inputs), samples * int(network.inputs.sum())
     columns, hidden = int(network.inputs.max()), samples * network.stride[:-1]
-    widest = max(BLOCK, int(network.stride.max()))
+    widest = max(BLOCK, BLOCK_ROWS * int(network.stride.max()))
     return Buffers(
         indices=np.empty(sparse, np.uint16),
         values=np.empty(sparse, np.float32),
-        starts=np.empty((layers, samples), np.int64),
-        stops=np.empty((layers, samples), np.int64),
+        bounds=np.zeros((layers, samples, columns // TILE + 2), np.int64),
         column_indices=np.empty(samples * columns, np.uint16),
         column_values=np.empty(samples * columns, np.float32),
-        column_starts=np.empty(columns, np.int64),
-        column_stops=np.empty(columns, np.int64),
+        column_bounds=np.zeros((columns, samples // TILE + 2), np.int64),
+        column_places=np.zeros(columns, np.int64),
         hidden=_offsets(hidden),
         activations=aligned(int(hidden.sum()), np.float32),
         delta=aligned(int(hidden.sum()), np.float32),
@@ -122,9 +130,20 @@ def allocate_buffers(network: Network, samples: int, threads: int) -> Buffers:
         per_sample=aligned(int(hidden.sum()), np.float32),
         logits=aligned(samples * int(network.stride[-1]), np.float64),
         class_indices=np.tile(np.arange(network.stride[-1], dtype=np.uint16), samples),
+        class_bounds=np.arange(samples)[:, np.newaxis] * network.stride[-1]
+        + [0, network.outputs[-1]],
         block=aligned((threads, widest), np.float32),
-        wide_block=aligned((threads, BLOCK), np.float64),
+        wide_block=aligned((threads, widest), np.float64),
         control=np.zeros(CONTROL_SIZE, np.int64),
+    )
+
+
+def allocate_images(count: int, pixels: int, bright: int) -> SparseImages:
+    """Return room for images of so many pixels, `bright` of them not dark in all."""
+    return SparseImages(
+        pixels=np.empty(bright + 1, np.uint16),  # `compress` writes before it knows whether to keep
+        brightness=np.empty(bright + 1, np.uint8),
+        bounds=np.empty((count, -(-pixels // TILE) + 1), np.int64),
     )
 
 

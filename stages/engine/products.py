@@ -10,6 +10,7 @@ import numpy as np
 
 from stages.core.exact import PIXELS
 from stages.engine.compiler import exact_kernel, kernel
+from stages.engine.layout import TILE
 from stages.engine.vectors import row_combination
 
 ZERO = np.float32(0.0)
@@ -19,30 +20,41 @@ combine_64, combine_32, combine_16 = map(row_combination, (64, 32, 16))
 
 
 @kernel
-def combine_rows(out, o, matrix, m, stride, columns, indices, factors, starts, stops, first, last):
+def combine_rows(out, o, matrix, m, stride, columns, indices, factors, bounds, tiles, first, last):
     """Multiply sparse rows with a matrix: row r of `out` = factors[k] * matrix row indices[k].
 
     `out`, from offset `o`, and `matrix`, from offset `m`, have the same stride, and `columns` is a
     multiple of LANES. Rows `first` to `last` of the sparse ones become rows 0, 1, ... of `out`.
+    All of them take a tile of the matrix, TILE rows of up to 64 columns, before any takes the
+    next, so that it stays in the first cache.
     """
     column = 0
     while column < columns:
-        left, here, there = columns - column, o + column, m + column
-        if left >= 64:
-            for r in range(first, last):
-                combine_64(out, here, matrix, there, stride, indices, factors, starts[r], stops[r])
-                here += stride
-            column += 64
-        elif left >= 32:
-            for r in range(first, last):
-                combine_32(out, here, matrix, there, stride, indices, factors, starts[r], stops[r])
-                here += stride
-            column += 32
-        else:
-            for r in range(first, last):
-                combine_16(out, here, matrix, there, stride, indices, factors, starts[r], stops[r])
-                here += stride
-            column += 16
+        left, here = columns - column, m + column
+        for tile in range(tiles):
+            there, more = o + column, tile > 0
+            if left >= 64:
+                for r in range(first, last):
+                    combine_64(
+                        out, there, matrix, here, stride, indices, factors, bounds[r, tile],
+                        bounds[r, tile + 1], more,
+                    )  # fmt: skip
+                    there += stride
+            elif left >= 32:
+                for r in range(first, last):
+                    combine_32(
+                        out, there, matrix, here, stride, indices, factors, bounds[r, tile],
+                        bounds[r, tile + 1], more,
+                    )  # fmt: skip
+                    there += stride
+            else:
+                for r in range(first, last):
+                    combine_16(
+                        out, there, matrix, here, stride, indices, factors, bounds[r, tile],
+                        bounds[r, tile + 1], more,
+                    )  # fmt: skip
+                    there += stride
+        column += 64 if left >= 64 else 32 if left >= 32 else 16
 
 
 @kernel
@@ -52,33 +64,41 @@ def matrix(flat, offset, rows, columns):
 
 
 @kernel
-def compress_pixels(image, indices, values, keep_zeros):
-    """Write an image's bright pixels, as value / 256, as a sparse row; return how many they are."""
-    whole, count = len(image) // 8 * 8, np.uint64(0)
-    words = image[:whole].view(np.uint64)
-    for word in range(len(words)):
-        if words[word] != 0 or keep_zeros:
-            for k in range(8):
-                pixel = word * 8 + k
-                indices[count] = pixel
-                values[count] = np.float32(image[pixel]) * PIXEL_QUANTUM
-                count += np.uint64((image[pixel] != 0) | keep_zeros)
-    for pixel in range(whole, len(image)):
-        indices[count] = pixel
-        values[count] = np.float32(image[pixel]) * PIXEL_QUANTUM
-        count += np.uint64((image[pixel] != 0) | keep_zeros)
-    return np.int64(count)
+def tiles_of(rows):
+    """Return how many tiles the rows of a matrix make."""
+    return (rows + TILE - 1) // TILE
 
 
 @kernel
-def compress_activations(a, indices, values, keep_zeros):
-    """Write a sample's active units as a sparse row, and return how many they are."""
-    count = np.uint64(0)
-    for unit in range(len(a)):
-        indices[count] = unit
-        values[count] = a[unit]
-        count += np.uint64((a[unit] != ZERO) | keep_zeros)
-    return np.int64(count)
+def compress(dense, begin, indices, values, bounds, keep_zeros):
+    """Write what is not zero as a sparse row from place `begin` on; return where it ends."""
+    place = np.uint64(begin)
+    for tile in range(tiles_of(len(dense))):
+        bounds[tile] = place
+        for i in range(tile * TILE, min((tile + 1) * TILE, len(dense))):
+            indices[place] = i
+            values[place] = dense[i]
+            place += np.uint64((dense[i] != 0) | keep_zeros)
+    bounds[tiles_of(len(dense))] = place
+    return np.int64(place)
+
+
+@kernel
+def gather_pixels(images, row, begin, indices, values, bounds):
+    """Copy an image's sparse row to place `begin`, its pixels as value / 256."""
+    source = images.bounds[row]
+    shift, end = begin - source[0], begin + source[-1] - source[0]
+    indices[begin:end] = images.pixels[source[0] : source[-1]]
+    scale(values[begin:end], images.brightness[source[0] : source[-1]])
+    for tile in range(len(source)):
+        bounds[tile] = source[tile] + shift
+
+
+@kernel
+def scale(values, brightness):
+    """Turn pixels into inputs of the network."""
+    for k in range(len(values)):
+        values[k] = np.float32(brightness[k]) * PIXEL_QUANTUM
 
 
 @kernel
@@ -96,27 +116,26 @@ def first_at_least(indices, start, stop, value):
 @kernel
 def transpose(buffers, layer, count, first, last):
     """Turn the sparse rows of a layer's inputs into sparse columns, of inputs `first` to `last`."""
-    starts, stops = buffers.column_starts, buffers.column_stops
-    stops[first:last] = 0
-    ranges = np.empty((count, 2), np.int64)
-    for i in range(count):
-        begin, end = buffers.starts[layer, i], buffers.stops[layer, i]
-        ranges[i, 0] = first_at_least(buffers.indices, begin, end, first)
-        ranges[i, 1] = first_at_least(buffers.indices, begin, end, last)
-        for k in range(ranges[i, 0], ranges[i, 1]):
-            stops[buffers.indices[k]] += 1
-    place = first * count
-    for column in range(first, last):
-        starts[column] = place
-        place += stops[column]
-        stops[column] = starts[column]
-    for i in range(count):
-        for k in range(ranges[i, 0], ranges[i, 1]):
-            column = buffers.indices[k]
-            here = stops[column]
-            buffers.column_indices[here] = i
-            buffers.column_values[here] = buffers.values[k]
-            stops[column] = here + 1
+    bounds, places = buffers.column_bounds, buffers.column_places
+    indices, values = buffers.indices, buffers.values
+    for tile in range(first // TILE, tiles_of(last)):
+        left, right = max(first, tile * TILE), min(last, (tile + 1) * TILE)
+        for column in range(left, right):
+            places[column] = column * count
+        for i in range(count):
+            if i % TILE == 0:
+                bounds[left:right, i // TILE] = places[left:right]
+            begin, end = buffers.bounds[layer, i, tile], buffers.bounds[layer, i, tile + 1]
+            if left > tile * TILE:
+                begin = first_at_least(indices, begin, end, left)
+            if right < (tile + 1) * TILE:
+                end = first_at_least(indices, begin, end, right)
+            for k in range(begin, end):
+                here = places[indices[k]]
+                buffers.column_indices[here] = i
+                buffers.column_values[here] = values[k]
+                places[indices[k]] = here + 1
+        bounds[left:right, tiles_of(count)] = places[left:right]
 
 
 @exact_kernel
@@ -126,6 +145,18 @@ def dot(a, b):
     for j in range(len(a)):
         total += a[j] * b[j]
     return total
+
+
+@exact_kernel
+def four_dots(a, b, c, d, row):
+    """Return the dot products of four rows with a fifth."""
+    first = second = third = fourth = ZERO
+    for j in range(len(row)):
+        first += a[j] * row[j]
+        second += b[j] * row[j]
+        third += c[j] * row[j]
+        fourth += d[j] * row[j]
+    return first, second, third, fourth
 
 
 @exact_kernel

@@ -27,10 +27,11 @@ from stages.core.training import DivergedError, Epoch, micro_batches, parameters
 from stages.engine import kernels
 from stages.engine.deformation import deform
 from stages.engine.descent import ADAM, NESTEROV, SGD
-from stages.engine.layout import Options, Plan, Samples
+from stages.engine.layout import Options, Plan, Samples, SparseImages
 from stages.engine.memory import (
     aligned,
     allocate_buffers,
+    allocate_images,
     allocate_parameters,
     lay_out,
     layers_of,
@@ -74,7 +75,7 @@ class Training:
         self.config, self.threads = config, threads
         self.shape = (images.shape[1], images.shape[2])
         self.images, self.labels = _rows(images), labels.astype(np.int64)
-        self.validation_images = _rows(validation_set[0])
+        self.validation_images = compressed(_rows(validation_set[0]), skip_zeros)
         self.validation_labels = validation_set[1].astype(np.int64)
         classes = int(labels.max()) + 1
         self.targets = one_hot(np.arange(classes), classes, config.label_smoothing)
@@ -106,8 +107,11 @@ class Training:
             keep_zeros=not skip_zeros,
         )
         if config.augmentation:
-            self.ring = np.empty((WINDOW + 2 * CHUNK, self.images.shape[1]), np.uint8)
+            rows = WINDOW + 2 * CHUNK
+            self.ring = allocate_images(rows, self.images.shape[1], rows * self.images.shape[1])
             self.gaussians = [gaussian(config.augmentation.smoothness, n) for n in self.shape]
+        else:
+            self.sparse_images = compressed(self.images, skip_zeros)
         self.epoch, self.step, self.best_accuracy = 0, 0, -1.0
         self.kept: list[Layer] = []
 
@@ -178,8 +182,8 @@ class Training:
         plan = self._plan(count)
         in_ring = bool(config.augmentation)
         samples = self._samples(
-            self.ring if in_ring else self.images,
-            np.arange(count) % len(self.ring) if in_ring else order,
+            self.ring if in_ring else self.sparse_images,
+            np.arange(count) % len(self.ring.bounds) if in_ring else order,
             self.labels[order],
         )
         self._everywhere(self._learn, order, samples, plan)
@@ -256,7 +260,7 @@ class Training:
         drawn = draw_chunk(augmentation, self.shape, len(order), seed, chunk)
         deform(
             self.images, order, chunk * CHUNK, self.shape, drawn, augmentation.elastic,
-            *self.gaussians, self.ring,
+            *self.gaussians, self.ring, self.options.keep_zeros,
         )  # fmt: skip
 
     def _masks(self, plan: Plan, first: int, last: int) -> Array:
@@ -279,13 +283,13 @@ class Training:
     def _score(self, layers: list[Layer]) -> Samples:
         """Classify the validation images."""
         write_layers(self.scored, self.network, layers)
-        rows = np.arange(len(self.validation_images))
+        rows = np.arange(len(self.validation_images.bounds))
         samples = self._samples(self.validation_images, rows, self.validation_labels)
         options = self.options._replace(dropout=False)
         self._everywhere(kernels.score, self.network, self.scored, self.buffers, options, samples)
         return samples
 
-    def _samples(self, images: Array, rows: Array, labels: Array) -> Samples:
+    def _samples(self, images: SparseImages, rows: Array, labels: Array) -> Samples:
         """Return images to learn or to score, with room for what is found."""
         count = len(rows)
         return Samples(
@@ -321,6 +325,14 @@ class Training:
         self.parameters.quanta[:] = state.weight_quanta
         for vector, layers in zip(self._vectors(), state.networks, strict=True):
             write_layers(vector, self.network, layers)
+
+
+def compressed(images: Array, skip_zeros: bool) -> SparseImages:
+    """Return images (images, pixels) uint8 without their dark pixels, unless they are wanted."""
+    bright = np.count_nonzero(images) if skip_zeros else images.size
+    sparse = allocate_images(len(images), images.shape[1], bright)
+    kernels.compress_images(images, sparse, not skip_zeros)
+    return sparse
 
 
 def _rows(images: Array) -> Array:

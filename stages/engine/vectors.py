@@ -15,9 +15,9 @@ INDEX = ir.IntType(64)
 def row_combination(width: int) -> Any:
     """Return the compiled function that adds up multiples of `width` columns of a matrix's rows.
 
-    combine(out, o, matrix, m, stride, indices, factors, start, stop):
+    combine(out, o, matrix, m, stride, indices, factors, start, stop, more):
 
-        out[o : o + width] = sum over k from start to stop of
+        out[o : o + width] = (out[o : o + width] if more else 0) + sum over k from start to stop of
             factors[k] * matrix[m + indices[k] * stride : ... + width]
 
     All arrays are flat. The sum is taken in the type of `out`, and its order and its fusing are
@@ -27,9 +27,9 @@ def row_combination(width: int) -> Any:
 
     @intrinsic
     def combine(  # type: ignore[no-untyped-def]
-        typing, out, o, matrix, m, stride, indices, factors, start, stop
+        typing, out, o, matrix, m, stride, indices, factors, start, stop, more
     ):
-        signature = types.void(out, o, matrix, m, stride, indices, factors, start, stop)
+        signature = types.void(out, o, matrix, m, stride, indices, factors, start, stop, more)
         return signature, _generate
 
     def _generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -37,7 +37,7 @@ def row_combination(width: int) -> Any:
             i: context.make_array(signature.args[i])(context, builder, arguments[i]).data
             for i in (0, 2, 5, 6)
         }
-        _, o, _, m, stride, _, _, start, stop = arguments
+        _, o, _, m, stride, _, _, start, stop, more = arguments
         total_type = ir.VectorType(data[0].type.pointee, width)
         row_type = ir.VectorType(data[2].type.pointee, width)
         columns = builder.gep(data[2], [m])
@@ -48,7 +48,12 @@ def row_combination(width: int) -> Any:
         def widened(value: Any, kind: Any) -> Any:
             return value if value.type == kind else builder.fpext(value, kind)
 
-        total = cgutils.alloca_once_value(builder, ir.Constant(total_type, [0.0] * width))
+        target = vector(builder.gep(data[0], [o]), total_type)
+        sum_so_far = builder.load(target)
+        sum_so_far.align = 4
+        more = builder.icmp_signed("!=", more, ir.Constant(more.type, 0))
+        zeros = ir.Constant(total_type, [0.0] * width)
+        total = cgutils.alloca_once_value(builder, builder.select(more, sum_so_far, zeros))
         with cgutils.for_range_slice(builder, start, stop, INDEX(1), INDEX, inc=True) as (k, _):
             row = builder.zext(builder.load(builder.gep(data[5], [k])), INDEX)
             pointer = builder.gep(columns, [builder.mul(row, stride)])
@@ -62,7 +67,6 @@ def row_combination(width: int) -> Any:
             product = builder.fmul(widened(terms, total_type), factors, flags=("contract",))
             added = builder.fadd(builder.load(total), product, flags=("contract",))
             builder.store(added, total)
-        target = vector(builder.gep(data[0], [o]), total_type)
         builder.store(builder.load(total), target).align = 4
         return context.get_dummy_value()
 
