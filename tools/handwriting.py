@@ -60,7 +60,10 @@ def prepared(grey: Array, shape: tuple[int, int]) -> Array:
     if not (wanted <= length < 2 * wanted and THINNEST <= width <= THICKEST):
         ink = _steepened(_resized(ink, box, WORKING_SIZE / length))
         ink = _with_strokes(ink, THINNEST * WORKING_SIZE / 20, THICKEST * WORKING_SIZE / 20)
-    return centred(np.rint(255 * ink).astype(np.uint8), shape)
+    digit = centred(np.rint(255 * ink).astype(np.uint8), shape)
+    if not digit.any():
+        raise NoInkError
+    return digit
 
 
 def _without_squares(grey: Array) -> Array:
@@ -122,13 +125,15 @@ def _smoothed(grey: Array) -> Array:
 def _paper(grey: Array) -> tuple[Array | float, float]:
     """Return the paper's grey at each pixel and the standard deviation of its noise."""
     step = max(1, max(grey.shape) // CELLS)
-    sample = grey[step // 2 :: step, step // 2 :: step]
+    sample = grey[::step, ::step]
     border = _border(sample.shape)
     paper = float(np.median(sample[border]))
     if float(np.median(np.abs(sample[border] - paper))) == 0:  # drawn on a screen, or a clean scan
         return paper, 0.0
-    terms, all_terms = _terms(sample.shape), _terms(grey.shape)
-    matrix = np.stack([np.broadcast_to(term, sample.shape) for term in terms], axis=-1)
+    terms = _terms(grey.shape)
+    matrix = np.stack(
+        [np.broadcast_to(term, grey.shape)[::step, ::step] for term in terms], axis=-1
+    )
     distance, used = np.abs(sample - paper), border
     for among in (border, border, border, *[np.ones(sample.shape, bool)] * 3):
         spread = 1.4826 * float(np.median(distance[used]))
@@ -136,7 +141,7 @@ def _paper(grey: Array) -> tuple[Array | float, float]:
         weights, *_ = np.linalg.lstsq(matrix[used], sample[used], rcond=None)
         distance = np.abs(sample - matrix @ weights)
     noise = 1.4826 * float(np.median(distance[used]))
-    return sum(weight * term for weight, term in zip(weights, all_terms, strict=True)), noise
+    return sum(weight * term for weight, term in zip(weights, terms, strict=True)), noise
 
 
 def _border(shape: tuple[int, ...]) -> Array:
@@ -160,25 +165,30 @@ def _without_specks(ink: Array) -> Array:
     Parts are told apart in cells of 1 / `CELLS` of the image, so small gaps in a stroke connect. A
     part in a corner of the image is no digit unless there is nothing else.
     """
-    inked = ink > 0.25
     cell = -(-max(ink.shape) // CELLS)
-    rows, columns = (np.arange(0, size, cell) for size in ink.shape)
-    counts = np.add.reduceat(np.add.reduceat(inked, rows, 0, int), columns, 1)
-    parts = _connected(counts > 0)
+    touching, inside = (_counted(ink > level, cell) for level in (0.25, 0.5))
+    parts = _connected(touching > 0)
     if len(parts) == 1:
         return ink
-    height, width = counts.shape
+    height, width = inside.shape
     corners = {0, width - 1, (height - 1) * width, height * width - 1}
-    parts = [part for part in parts if not corners & set(part)] or parts
-    sizes = [int(counts.ravel()[part].sum()) for part in parts]
-    kept = np.zeros(counts.shape, bool)
-    for part, size in zip(parts, sizes, strict=True):
-        if size >= SPECK * max(sizes):
-            kept.ravel()[part] = True
+    sizes = {tuple(part): int(inside.ravel()[part].sum()) for part in parts}
+    inner = {part: size for part, size in sizes.items() if size and not corners & set(part)}
+    kept = np.zeros(inside.shape, bool)
+    for part, size in (inner or sizes).items():
+        if size >= SPECK * max((inner or sizes).values()):
+            kept.ravel()[list(part)] = True
     for axis in (0, 1):  # with the soft edges in the cells around
         kept = _spread(kept, axis, np.maximum)
     whole = kept.repeat(cell, axis=0).repeat(cell, axis=1)
     return ink * whole[: ink.shape[0], : ink.shape[1]]
+
+
+def _counted(inked: Array, cell: int) -> Array:
+    """Return how many pixels are true in each square cell."""
+    rows, columns = (np.arange(0, size, cell) for size in inked.shape)
+    counts: Array = np.add.reduceat(np.add.reduceat(inked, rows, 0, int), columns, 1)
+    return counts
 
 
 def _connected(cells: Array) -> list[list[int]]:

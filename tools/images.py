@@ -61,6 +61,8 @@ def _read(path: Path) -> Image.Image:
         image = image.convert("RGBA")
     elif image.mode == "1":
         image = image.convert("L")
+    elif image.mode == "LAB":
+        image = image.getchannel("L")
     elif image.mode.startswith("I;16"):
         image = image.convert("I")
     factor = max(image.size) // SIZE
