@@ -34,6 +34,8 @@ class NoInkError(ValueError):
 def prepared(grey: Array, shape: tuple[int, int]) -> Array:
     """Return what a network trained on MNIST can read of an image.
 
+    What is prepared already, as MNIST's own files are, stays as it is, or is inverted. For others:
+
     1. Pixels that were enlarged to squares become pixels again.
     2. `separated` tells ink from paper, dark on light or light on dark.
     3. `_without_specks` leaves out what is not part of the digit.
@@ -52,6 +54,11 @@ def prepared(grey: Array, shape: tuple[int, int]) -> Array:
     Raises:
         NoInkError: the image is blank.
     """
+    if grey.shape == shape:
+        for ink in (grey, 255 - grey):
+            digit = np.rint(ink).astype(np.uint8)
+            if not digit[0].any() and digit.any() and (centred(digit, shape) == ink).all():
+                return digit
     ink = _without_specks(separated(_without_squares(grey)))
     wanted = 5 * min(shape) // 7
     box = _box(ink > 0.5)
@@ -170,18 +177,17 @@ def _without_specks(ink: Array) -> Array:
     parts = _connected(touching > 0)
     if len(parts) == 1:
         return ink
-    height, width = inside.shape
-    corners = {0, width - 1, (height - 1) * width, height * width - 1}
-    sizes = {tuple(part): int(inside.ravel()[part].sum()) for part in parts}
-    inner = {part: size for part, size in sizes.items() if size and not corners & set(part)}
-    kept = np.zeros(inside.shape, bool)
-    for part, size in (inner or sizes).items():
-        if size >= SPECK * max((inner or sizes).values()):
-            kept.ravel()[list(part)] = True
+    sized = [(int(inside[part].sum()), part) for part in parts]
+    sized = [(size, part) for size, part in sized if size]
+    corners = [0, 0, -1, -1], [0, -1, 0, -1]
+    sized = [(size, part) for size, part in sized if not part[corners].any()] or sized
+    largest = max(size for size, _ in sized)
+    kept = np.logical_or.reduce([part for size, part in sized if size >= SPECK * largest])
     for axis in (0, 1):  # with the soft edges in the cells around
         kept = _spread(kept, axis, np.maximum)
     whole = kept.repeat(cell, axis=0).repeat(cell, axis=1)
-    return ink * whole[: ink.shape[0], : ink.shape[1]]
+    cleaned: Array = ink * whole[: ink.shape[0], : ink.shape[1]]
+    return cleaned
 
 
 def _counted(inked: Array, cell: int) -> Array:
@@ -191,20 +197,27 @@ def _counted(inked: Array, cell: int) -> Array:
     return counts
 
 
-def _connected(cells: Array) -> list[list[int]]:
-    """Return the parts of the cells that touch, at corners too, each as flat indices."""
-    width = cells.shape[1]
-    stride = width + 2  # a border, so that no row's end touches the next one's start
-    around = [row * stride + column for row in (-1, 0, 1) for column in (-1, 0, 1)]
-    left = set(np.flatnonzero(np.pad(cells, 1)).tolist())
+def _connected(cells: Array) -> list[Array]:
+    """Return each part of the cells that touch, at corners too, as cells that are true.
+
+    All cells are the bits of one integer, which a part floods step by step.
+    """
+    height, width = cells.shape
+    stride = width + 1  # an empty column, so that no row's end touches the next one's start
+    bits = np.zeros((height, stride), bool)
+    bits[:, :width] = cells
+    left = int.from_bytes(np.packbits(bits, bitorder="little").tobytes(), "little")
     parts = []
     while left:
-        part = [left.pop()]
-        for cell in part:
-            near = left.intersection([cell + step for step in around])
-            left -= near
-            part.extend(near)
-        parts.append([(cell // stride - 1) * width + cell % stride - 1 for cell in part])
+        part, flooded = 0, left & -left
+        while part != flooded:
+            part = flooded
+            flooded |= part << 1 | part >> 1
+            flooded = (flooded | flooded << stride | flooded >> stride) & left
+        left ^= part
+        content = np.frombuffer(part.to_bytes(-(-bits.size // 8), "little"), np.uint8)
+        found = np.unpackbits(content, count=bits.size, bitorder="little")
+        parts.append(found.reshape(bits.shape)[:, :width].astype(bool))
     return parts
 
 
@@ -248,7 +261,8 @@ def stroke_width(ink: Array) -> float:
         ink: (height, width) from 0 to 1. The edges' length is the sum of the gradients, which how
             soft they are does not change.
     """
-    bordered = np.pad(ink, 1)
+    bordered = np.zeros((ink.shape[0] + 2, ink.shape[1] + 2), np.float32)
+    bordered[1:-1, 1:-1] = ink
     down, across = np.diff(bordered, axis=0)[:, :-1], np.diff(bordered, axis=1)[:-1]
     edges = float(np.hypot(down, across).sum())
     return 2 * float(ink.sum()) / edges if edges else 0.0

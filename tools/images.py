@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,8 @@ def _read(path: Path) -> Image.Image:
             raise InputError(f"{path}: a PostScript file, not an image")
         image.draft("RGB", (SIZE, SIZE))  # a JPEG need not be unpacked whole
         image.load()
-        image = _upright(image)
+        with suppress(Exception):  # damaged metadata is no reason to refuse an image
+            ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "P" or "transparency" in image.info:
         image = image.convert("RGBA")
     elif image.mode == "1":
@@ -67,13 +69,6 @@ def _read(path: Path) -> Image.Image:
         image = image.convert("I")
     factor = max(image.size) // SIZE
     return image.reduce(factor) if factor > 1 else image
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # its metadata is damaged, which is no reason to refuse the image
-        return image.copy()
 
 
 def grey_levels(image: Image.Image) -> Array:

@@ -118,7 +118,7 @@ def outcome(paths: list[Path], folder: Path = ROOT) -> tuple[int, int]:
     done = subprocess.run(
         [sys.executable, "-m", "tools.predict", "--json", "--", *map(str, paths)],
         cwd=folder,
-        env=environment(),
+        env=environment(PYTHONPATH=str(ROOT)),
         capture_output=True,
         text=True,
         check=False,
