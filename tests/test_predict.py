@@ -28,7 +28,7 @@ SHAPE = (28, 28)
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder, with a model that finds an image's nearest mean among ten training images."""
+    """An empty folder to work in."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(ROOT)
     return tmp_path
@@ -116,7 +116,7 @@ def test_strokes_come_near_mnists_whatever_the_pen() -> None:
     for pen in (1, 10, 60):
         line[:] = 0
         line[10:190, 70 : 70 + pen] = 255
-        assert 1.5 < prepared(line, SHAPE)[14].sum() / 255 < 4
+        assert 1.5 < prepared(line, SHAPE)[14].sum() / 255 < 5
 
 
 def test_mnists_own_files_stay_as_they_are(mnist: dict[str, Array]) -> None:
@@ -183,9 +183,11 @@ def test_bad_files_get_a_line_each_and_the_others_are_done(model: Path, folder: 
     }  # fmt: skip
     lines = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
     assert lines == [f"error: {found[file]['error']}" for file in files if file != "good.png"]
-    for file, words in {"missing.png": "no such file", "cut.png": "truncated", "blank.png": "blank",
-                        "bomb.png": "bomb", "text.png": "not an image", ".": "not a file"}.items():  # fmt: skip
-        assert words in found[file]["error"]
+    reasons = {
+        "missing.png": "no such file", "cut.png": "truncated", "blank.png": "blank",
+        "bomb.png": "bomb", "text.png": "not an image", ".": "not a file",
+    }  # fmt: skip
+    assert all(words in found[file]["error"] for file, words in reasons.items())
     with Image.open("sheet.png") as sheet:
         assert sheet.width == 1800
 

@@ -62,10 +62,13 @@ def prepared(grey: Array, shape: tuple[int, int]) -> Array:
     ink = _without_specks(separated(_without_squares(grey)))
     wanted = 5 * min(shape) // 7
     box = _box(ink > 0.5)
-    length = max(side.stop - side.start for side in box)
+    length = _length(box)
     width = stroke_width(ink[box]) * 20 / length
     if not (wanted <= length < 2 * wanted and THINNEST <= width <= THICKEST):
-        ink = _steepened(_resized(ink, box, WORKING_SIZE / length))
+        if length > WORKING_SIZE and width < THINNEST:  # a fine line would fade when reduced
+            ink = _with_strokes(ink, THINNEST * length / 20, length)
+            box = _box(ink > 0.5)
+        ink = _steepened(_resized(ink, box, WORKING_SIZE / _length(box)))
         ink = _with_strokes(ink, THINNEST * WORKING_SIZE / 20, THICKEST * WORKING_SIZE / 20)
     digit = centred(np.rint(255 * ink).astype(np.uint8), shape)
     if not digit.any():
@@ -225,6 +228,11 @@ def _box(inked: Array) -> tuple[slice, slice]:
     """Return the box around all that is true."""
     rows, columns = (np.flatnonzero(inked.any(axis)) for axis in (1, 0))
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+
+
+def _length(box: tuple[slice, slice]) -> int:
+    length: int = max(side.stop - side.start for side in box)
+    return length
 
 
 def _resized(ink: Array, box: tuple[slice, slice], scale: float) -> Array:
