@@ -26,7 +26,8 @@ from tools.handwriting import NoInkError, prepared
 from tools.images import grey_levels, load_image
 
 UNSURE = 0.9
-"""The probability below which the network is called unsure."""
+"""The probability below which the network is called unsure: of the default network, 3 % of the
+validation images and two thirds of its mistakes."""
 
 
 class Prediction(NamedTuple):
