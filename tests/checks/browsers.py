@@ -39,8 +39,8 @@ class Browser(Protocol):
         It may call the page's functions; Firefox does not show it the page's constants.
         """
 
-    def stroke(self, points: Sequence[Point]) -> None:
-        """Press a mouse button, move along the points and let go."""
+    def stroke(self, points: Sequence[Point], pointer: str = "mouse") -> None:
+        """Put a mouse, a pen or a finger (touch) down, move along the points and lift it."""
 
     def key(self, name: str) -> None:
         """Press and release a key: a character, or a name such as ArrowLeft."""
@@ -147,10 +147,15 @@ class Chromium:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def stroke(self, points: Sequence[Point]) -> None:
-        kinds = ["mousePressed"] + ["mouseMoved"] * (len(points) - 1) + ["mouseReleased"]
-        for kind, point in zip(kinds, [*points, points[-1]], strict=True):
-            pressed = {"button": "left", "buttons": 1, "clickCount": 1}
+    def stroke(self, points: Sequence[Point], pointer: str = "mouse") -> None:
+        phases = ["Start"] + ["Move"] * (len(points) - 1) + ["End"]
+        for phase, point in zip(phases, [*points, points[-1]], strict=True):
+            if pointer == "touch":
+                touching = [] if phase == "End" else [point._asdict()]
+                self._call("Input.dispatchTouchEvent", type=f"touch{phase}", touchPoints=touching)
+                continue
+            kind = {"Start": "mousePressed", "Move": "mouseMoved", "End": "mouseReleased"}[phase]
+            pressed = {"button": "left", "buttons": 1, "clickCount": 1, "pointerType": pointer}
             self._call("Input.dispatchMouseEvent", type=kind, **pressed, **point._asdict())
 
     def key(self, name: str) -> None:
@@ -278,17 +283,17 @@ class Firefox:
         parameters = {"script": f"return (async () => {{{script}}})();", "args": []}
         return self._call("WebDriver:ExecuteScript", parameters)["value"]
 
-    def _perform(self, kind: str, actions: Sequence[Mapping[str, Any]]) -> None:
-        pointer = {"parameters": {"pointerType": "mouse"}} if kind == "pointer" else {}
-        source = {"type": kind, "id": kind, "actions": actions, **pointer}
+    def _perform(self, kind: str, actions: Sequence[Mapping[str, Any]], **more: Any) -> None:
+        source = {"type": kind, "id": f"{kind} {more}", "actions": actions, **more}
         self._call("WebDriver:PerformActions", {"actions": [source]})
 
-    def stroke(self, points: Sequence[Point]) -> None:
+    def stroke(self, points: Sequence[Point], pointer: str = "mouse") -> None:
         moves = [
             {"type": "pointerMove", "duration": 0, "x": round(x), "y": round(y)} for x, y in points
         ]
         down, up = ({"type": kind, "button": 0} for kind in ("pointerDown", "pointerUp"))
-        self._perform("pointer", [moves[0], down, *moves[1:], up])
+        actions = [moves[0], down, *moves[1:], up]
+        self._perform("pointer", actions, parameters={"pointerType": pointer})
 
     def key(self, name: str) -> None:
         value = KEYS[name][0] if name in KEYS else name
@@ -310,13 +315,17 @@ class Firefox:
 
     def messages(self) -> list[str]:
         said: list[str] = self._chrome("""
-            const storage = Cc["@mozilla.org/consoleAPI-storage;1"]
-                .getService(Ci.nsIConsoleAPIStorage);
+            // Pages' own: Firefox itself has much to say.
+            const ofPage = (source) => /^(file|https?|data):/.test(source);
+            const logged = Cc["@mozilla.org/consoleAPI-storage;1"]
+                .getService(Ci.nsIConsoleAPIStorage).getEvents();
             const errors = Services.console.getMessageArray()
-                .filter((message) => message instanceof Ci.nsIScriptError
-                    && /^(file|https?|data):/.test(message.sourceName));
-            return [...errors.map(String), ...storage.getEvents().map((event) =>
-                JSON.stringify(event.arguments))];
+                .filter((message) => message instanceof Ci.nsIScriptError);
+            return [
+                ...errors.filter((error) => ofPage(error.sourceName)).map(String),
+                ...logged.filter((event) => ofPage(event.filename)).map((event) =>
+                    JSON.stringify(event.arguments)),
+            ];
         """)
         return said
 

@@ -12,7 +12,8 @@ class Ink {
 
   /** Draw a line with round ends; a pixel has ink where the pen covers its middle. */
   line(from, to, radius) {
-    const [dx, dy] = [to.x - from.x, to.y - from.y];
+    const dx = to.x - from.x;
+    const dy = to.y - from.y;
     const squaredLength = dx * dx + dy * dy;
     const reach = radius + 1;
     const left = Math.max(Math.floor(Math.min(from.x, to.x) - reach), 0);
@@ -21,15 +22,17 @@ class Ink {
     const bottom = Math.min(Math.ceil(Math.max(from.y, to.y) + reach), this.height);
     for (let row = top; row < bottom; row++) {
       for (let column = left; column < right; column++) {
-        const [x, y] = [column + 0.5 - from.x, row + 0.5 - from.y];
+        const x = column + 0.5 - from.x;
+        const y = row + 0.5 - from.y;
         const along = squaredLength && Math.min(Math.max((x * dx + y * dy) / squaredLength, 0), 1);
-        const [offX, offY] = [x - along * dx, y - along * dy];
+        const offX = x - along * dx;
+        const offY = y - along * dy;
         // Over the pixel at the pen's edge, coverage falls from 1 to 0.
         const coverage = radius + 0.5 - Math.sqrt(offX * offX + offY * offY);
         if (coverage <= 0) continue;
         const place = row * this.width + column;
         const value = Math.round(255 * Math.min(coverage, 1));
-        this.pixels[place] = Math.max(this.pixels[place], value);
+        if (value > this.pixels[place]) this.pixels[place] = value;
       }
     }
   }
@@ -37,28 +40,32 @@ class Ink {
 
 /** Return the box of the pixels that are not 0: its first row and column and its size; or null. */
 function boundingBox({ height, width, pixels }) {
-  let [top, bottom, left, right] = [height, 0, width, 0];
+  let top = height;
+  let bottom = 0;
+  let left = width;
+  let right = 0;
   for (let row = 0; row < height; row++) {
     for (let column = 0; column < width; column++) {
       if (pixels[row * width + column] === 0) continue;
-      top = Math.min(top, row);
+      if (row < top) top = row;
+      if (column < left) left = column;
+      if (column >= right) right = column + 1;
       bottom = row + 1;
-      left = Math.min(left, column);
-      right = Math.max(right, column + 1);
     }
   }
   return bottom ? { top, left, height: bottom - top, width: right - left } : null;
 }
 
-/** Return, for each new pixel along an axis, the ink pixels that it covers and how far. */
+/** Return, for each new pixel along an axis, the first ink pixel that it covers and how far each. */
 function overlaps(size, length, side) {
   return Array.from({ length: Math.ceil((side * size) / length) }, (_, i) => {
-    const covered = [];
-    for (let k = Math.floor((length * i) / side); k < size && side * k < length * (i + 1); k++) {
+    const first = Math.floor((length * i) / side);
+    const extents = [];
+    for (let k = first; k < size && side * k < length * (i + 1); k++) {
       const end = Math.min(length * (i + 1), side * (k + 1));
-      covered.push([k, end - Math.max(length * i, side * k)]);
+      extents.push(end - Math.max(length * i, side * k));
     }
-    return covered;
+    return { first, extents };
   });
 }
 
@@ -77,14 +84,18 @@ function centred(ink, [height, width]) {
 
   const rows = overlaps(box.height, length, side);
   const columns = overlaps(box.width, length, side);
-  let [mass, momentDown, momentAcross] = [0, 0, 0];
+  let mass = 0;
+  let momentDown = 0;
+  let momentAcross = 0;
   const scaled = rows.map((down, i) => columns.map((across, j) => {
     let total = 0;
-    for (const [row, overlapDown] of down) {
-      const start = (box.top + row) * ink.width + box.left;
-      for (const [column, overlapAcross] of across) {
-        total += ink.pixels[start + column] * overlapDown * overlapAcross;
+    for (let row = 0; row < down.extents.length; row++) {
+      const start = (box.top + down.first + row) * ink.width + box.left + across.first;
+      let sum = 0;
+      for (let column = 0; column < across.extents.length; column++) {
+        sum += ink.pixels[start + column] * across.extents[column];
       }
+      total += sum * down.extents[row];
     }
     const value = Math.floor((2 * total + length ** 2) / (2 * length ** 2));
     mass += value;

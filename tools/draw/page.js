@@ -21,10 +21,11 @@ function recognise(pixels) {
 
 // The paper has 20 x 20 pixels for each one of the network's.
 const DETAIL = 20;
-const PEN_RADIUS = 24;
+const PEN_RADIUS = 18;
 const KEY_STEP = DETAIL;
 const MOST_UNITS = 64;
 const UNSURE = 0.9;
+const [BLACK, WHITE, ORANGE, BLUE] = [[0, 0, 0], [255, 255, 255], [235, 110, 20], [35, 120, 230]];
 
 const $ = (id) => document.getElementById(id);
 
@@ -38,16 +39,24 @@ function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-/** Paint a canvas pixel by pixel; `color` returns [red, green, blue, alpha] for a pixel's index. */
-function paint(canvas, [height, width], color) {
-  Object.assign(canvas, { height, width });
+/** Paint uint8 pixels on a canvas, each as opaque as it is high, in the color that `colorOf` gives. */
+function paint(canvas, [height, width], pixels, colorOf) {
+  // A canvas forgets its picture when its size is set.
+  if (canvas.height !== height || canvas.width !== width) Object.assign(canvas, { height, width });
   const image = new ImageData(width, height);
-  for (let i = 0; i < height * width; i++) image.data.set(color(i), 4 * i);
+  for (let i = 0; i < pixels.length; i++) {
+    if (pixels[i] === 0) continue;
+    const color = colorOf(i);
+    for (let channel = 0; channel < 3; channel++) image.data[4 * i + channel] = color[channel];
+    image.data[4 * i + 3] = pixels[i];
+  }
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
+/** Only a certainty is 100%. */
 function percent(probability) {
-  return `${(100 * probability).toFixed(1)}%`;
+  const rounded = (100 * probability).toFixed(1);
+  return rounded === "100.0" && probability < 1 ? ">99.9%" : `${rounded}%`;
 }
 
 // ---- What is drawn: a list of what was done, so that undo takes the last away.
@@ -119,9 +128,10 @@ function show() {
   const pixels = example ? example.pixels : centred(ink, SHAPE);
   result = pixels.some((pixel) => pixel) ? recognise(pixels) : null;
 
-  if (example) paint($("paper"), SHAPE, (i) => [0, 0, 0, example.pixels[i]]);
-  else paint($("paper"), [ink.height, ink.width], (i) => [0, 0, 0, ink.pixels[i]]);
-  paint($("seen"), SHAPE, (i) => [255, 255, 255, pixels[i]]);
+  if (example) paint($("paper"), SHAPE, pixels, () => BLACK);
+  else paint($("paper"), [ink.height, ink.width], ink.pixels, () => BLACK);
+  $("paper").classList.toggle("coarse", Boolean(example));
+  paint($("seen"), SHAPE, pixels, () => WHITE);
   $("invitation").hidden = strokes.length > 0 || Boolean(example);
   $("undo").disabled = actions.length === 0;
   $("clear").disabled = strokes.length === 0 && !example;
@@ -180,10 +190,8 @@ function drawUnits() {
     const weights = Array.from({ length: SHAPE[0] * SHAPE[1] }, (_, i) => W[i * b.length + unit]);
     const largest = Math.max(...weights.map(Math.abs));
     const canvas = element("canvas");
-    paint(canvas, SHAPE, (i) => {
-      const alpha = (255 * Math.abs(weights[i])) / largest;
-      return weights[i] > 0 ? [235, 110, 20, alpha] : [35, 120, 230, alpha];
-    });
+    const strengths = weights.map((weight) => Math.round((255 * Math.abs(weight)) / largest));
+    paint(canvas, SHAPE, strengths, (i) => (weights[i] > 0 ? ORANGE : BLUE));
     const fill = element("div", { className: "fill" });
     const tile = element("div", { className: "unit" }, canvas, fill);
     $("units").append(tile);
@@ -304,7 +312,7 @@ for (const kind of ["typical", "mistakes"]) {
   for (const { pixels, label, prediction } of DATA[kind]) {
     const example = { pixels: bytes(pixels), label };
     const canvas = element("canvas");
-    paint(canvas, SHAPE, (i) => [255, 255, 255, example.pixels[i]]);
+    paint(canvas, SHAPE, example.pixels, () => WHITE);
     const taken = label === prediction ? "" : `, taken for ${CLASSES[prediction]}`;
     const title = `${CLASSES[label]}${taken}`;
     const button = element("button", { type: "button", title, ariaLabel: title }, canvas);
