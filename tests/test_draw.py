@@ -216,7 +216,7 @@ def test_the_page_is_small_and_asks_for_nothing(page: Path) -> None:
     html = page.read_text(encoding="utf-8")
     assert page.stat().st_size <= 400_000
     assert "default-src 'none'" in html
-    assert re.findall(r"""(?:src|href)=["']?(?!data:)""", html) == []
+    assert re.findall(r"""(?:src|href)=(?!["']data:)""", html) == []
     assert re.findall(r"\bhttps?:|\bimport\b|@import|url\(", html) == []
 
 
@@ -296,19 +296,21 @@ def test_all_test_images_have_pythons_bits(
 ) -> None:
     answers = []
     for part in np.split(mnist["x_test"], 10):
-        answers += fresh.run(f"""
+        answers += json.loads(fresh.run(f"""
             const all = bytes("{draw.encoded(part)}");
             const size = {part[0].size};
-            return Array.from({{ length: {len(part)} }}, (_, i) => {{
+            return JSON.stringify(Array.from({{ length: {len(part)} }}, (_, i) => {{
                 const found = recognise(all.subarray(i * size, (i + 1) * size));
                 return [found.prediction, Array.from(found.probabilities)];
-            }});
-        """)
+            }}));
+        """))
     assert_same_bits(trained, mnist["x_test"], answers)
 
 
 @pytest.mark.parametrize(("pointer", "width"), [("mouse", 1280), ("pen", 1280), ("touch", 360)])
 def test_each_digit_drawn_is_recognised(fresh: Browser, pointer: str, width: int) -> None:
+    if pointer == "pen" and isinstance(fresh, Firefox):
+        pytest.skip("Marionette has no pen")
     fresh.show(width, 800, "light")
     for digit, strokes in DIGITS.items():
         press(fresh, "clear")
@@ -403,7 +405,7 @@ def test_the_console_is_empty_and_no_request_leaves_the_page(fresh: Browser, pag
 
 def test_the_checks_see_what_a_page_says_and_asks_for(browser: Browser, tmp_path: Path) -> None:
     bad = tmp_path / "bad.html"
-    bad.write_text("""<!DOCTYPE html><img src="http://127.0.0.1:9/picture.png"><script>
+    bad.write_text("""<!DOCTYPE html><img src="http://127.0.0.1:49151/picture.png"><script>
         console.log("spoken");
         throw new Error("thrown");
     </script>""")
@@ -411,4 +413,4 @@ def test_the_checks_see_what_a_page_says_and_asks_for(browser: Browser, tmp_path
     said = "".join(browser.messages())
     assert "spoken" in said
     assert "thrown" in said
-    assert "http://127.0.0.1:9/picture.png" in browser.requests()
+    assert "http://127.0.0.1:49151/picture.png" in browser.requests()

@@ -91,7 +91,7 @@ class Chromium:
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe"]
         self._process = subprocess.Popen(
             [
-                "sh", "-c", f'exec "$0" "$@" 3<&{browser_read} 4>&{browser_write}', self.PROGRAM,
+                "bash", "-c", f'exec "$0" "$@" 3<&{browser_read} 4>&{browser_write}', self.PROGRAM,
                 *options, f"--user-data-dir={folder}",
             ],
             pass_fds=(browser_read, browser_write),
@@ -279,8 +279,9 @@ class Firefox:
     def open(self, url: str) -> None:
         self._call("WebDriver:Navigate", {"url": url})
 
-    def run(self, script: str) -> Any:
-        parameters = {"script": f"return (async () => {{{script}}})();", "args": []}
+    def run(self, script: str, **where: str) -> Any:
+        body = f"return (async () => {{{script}}})();"
+        parameters = {"script": body, "args": [], **where}
         return self._call("WebDriver:ExecuteScript", parameters)["value"]
 
     def _perform(self, kind: str, actions: Sequence[Mapping[str, Any]], **more: Any) -> None:
@@ -301,33 +302,41 @@ class Firefox:
 
     def show(self, width: int, height: int, scheme: str) -> None:
         override = {"dark": 0, "light": 1}[scheme]
-        self._chrome(
-            f"Services.prefs.setIntPref('layout.css.prefers-color-scheme.content-override',"
-            f"{override});"
-        )
-        # The window has borders and bars, even without a screen.
-        around = self.run("return [outerWidth - innerWidth, outerHeight - innerHeight];")
-        size = {"width": width + around[0], "height": height + around[1]}
-        self._call("WebDriver:SetWindowRect", size)
+        # A window of Firefox cannot be as narrow as a phone; the part that shows the page can.
+        self._chrome(f"""
+            Services.prefs.setIntPref("layout.css.prefers-color-scheme.content-override",
+                {override});
+            const window = Services.wm.getMostRecentWindow("navigator:browser");
+            window.resizeTo({max(width, 500) + 100}, {height + 200});
+            const style = window.gBrowser.selectedBrowser.style;
+            for (const name of ["width", "minWidth", "maxWidth"]) style[name] = "{width}px";
+            for (const name of ["height", "minHeight", "maxHeight"]) style[name] = "{height}px";
+        """)
+        deadline = time.monotonic() + SECONDS_TO_START
+        while self.run("return [innerWidth, innerHeight];") != [width, height]:
+            assert time.monotonic() < deadline, "Firefox does not change the page's size"
+            time.sleep(0.05)
 
     def screenshot(self) -> bytes:
         return base64.b64decode(self._call("WebDriver:TakeScreenshot", {"full": False})["value"])
 
     def messages(self) -> list[str]:
-        said: list[str] = self._chrome("""
+        errors: list[str] = self._chrome("""
             // Pages' own: Firefox itself has much to say.
-            const ofPage = (source) => /^(file|https?|data):/.test(source);
-            const logged = Cc["@mozilla.org/consoleAPI-storage;1"]
-                .getService(Ci.nsIConsoleAPIStorage).getEvents();
-            const errors = Services.console.getMessageArray()
-                .filter((message) => message instanceof Ci.nsIScriptError);
-            return [
-                ...errors.filter((error) => ofPage(error.sourceName)).map(String),
-                ...logged.filter((event) => ofPage(event.filename)).map((event) =>
-                    JSON.stringify(event.arguments)),
-            ];
+            return Services.console.getMessageArray()
+                .filter((message) => message instanceof Ci.nsIScriptError
+                    && /^(file|https?|data):/.test(message.sourceName))
+                .map(String);
         """)
-        return said
+        logged: list[str] = self.run(
+            """
+            return Cc["@mozilla.org/consoleAPI-storage;1"]
+                .getService(Ci.nsIConsoleAPIStorage).getEvents()
+                .map((event) => JSON.stringify(event.arguments));
+            """,
+            sandbox="system",
+        )
+        return errors + logged
 
     def requests(self) -> list[str]:
         asked: list[str] = self._chrome("return globalThis.requests;")
