@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,8 @@ def trained(mnist: dict[str, Array]) -> Parameters:
         schedule="one_cycle", momentum=0.9, batch_size=128, epochs=3, l2=0.0, weight_decay=0.0,
         dropout=0.0, label_smoothing=0.0, ema_decay=0.0, seed=1, keep="last",
         augmentation=Augmentation(
-            rotation=0.0, scale=0.0, shear=0.0, shift=0.0, elastic=0.0, smoothness=4.0, thickness=0.0
+            rotation=0.0, scale=0.0, shear=0.0, shift=0.0, elastic=0.0, smoothness=4.0,
+            thickness=0.0,
         ),
     )  # fmt: skip
     return train((images, labels), (images[:1000], labels[:1000]), config)
@@ -160,7 +162,7 @@ def test_deep_networks_at_their_formats_ends_have_pythons_bits() -> None:
     generator = np.random.default_rng(3)
     sizes = [30, 20, 17, 12, 5]
     parameters = []
-    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+    for inputs, outputs in pairwise(sizes):
         W = generator.normal(0, 6 if outputs == 20 else 1.5, (inputs, outputs))
         b = generator.normal(0, 1, outputs)
         parameters.append(Layer(W.astype(np.float32), b.astype(np.float32)))
@@ -272,7 +274,9 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def replay(browser: Browser, strokes: Sequence[Sequence[tuple[float, float]]], pointer: str) -> None:
+def replay(
+    browser: Browser, strokes: Sequence[Sequence[tuple[float, float]]], pointer: str
+) -> None:
     """Draw on the paper, with two more points between any two."""
     left, top, side, _ = browser.run("""
         const paper = document.getElementById("paper");
@@ -296,14 +300,15 @@ def test_all_test_images_have_pythons_bits(
 ) -> None:
     answers = []
     for part in np.split(mnist["x_test"], 10):
-        answers += json.loads(fresh.run(f"""
+        found = fresh.run(f"""
             const all = bytes("{draw.encoded(part)}");
             const size = {part[0].size};
             return JSON.stringify(Array.from({{ length: {len(part)} }}, (_, i) => {{
                 const found = recognise(all.subarray(i * size, (i + 1) * size));
                 return [found.prediction, Array.from(found.probabilities)];
             }}));
-        """))
+        """)
+        answers += json.loads(found)
     assert_same_bits(trained, mnist["x_test"], answers)
 
 

@@ -182,7 +182,9 @@ class Chromium:
 
     def requests(self) -> list[str]:
         sent = "Network.requestWillBeSent"
-        urls = [event["params"]["request"]["url"] for event in self._seen() if event["method"] == sent]
+        urls = [
+            event["params"]["request"]["url"] for event in self._seen() if event["method"] == sent
+        ]
         return [url for url in urls if not url.startswith("data:")]
 
     def _seen(self) -> list[dict[str, Any]]:

@@ -56,9 +56,10 @@ function exp(x) {
 function product(a, W, outputs) {
   const sums = new Float64Array(outputs);
   for (let i = 0; i < a.length; i++) {
-    if (a[i] === 0) continue;
+    const input = a[i];
+    if (input === 0) continue;
     const row = i * outputs;
-    for (let j = 0; j < outputs; j++) sums[j] += a[i] * W[row + j];
+    for (let j = 0; j < outputs; j++) sums[j] += input * W[row + j];
   }
   return sums;
 }

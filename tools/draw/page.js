@@ -181,7 +181,7 @@ function showBars() {
 
 let units = [];
 
-/** Draw the weights of the first units, each on its own scale. */
+/** Draw the weights of the first units, each on its own scale, which ends at half its largest. */
 function drawUnits() {
   const { W, b } = NETWORK.layers[0];
   const shown = Math.min(b.length, MOST_UNITS);
@@ -190,7 +190,7 @@ function drawUnits() {
     const weights = Array.from({ length: SHAPE[0] * SHAPE[1] }, (_, i) => W[i * b.length + unit]);
     const largest = Math.max(...weights.map(Math.abs));
     const canvas = element("canvas");
-    const strengths = weights.map((weight) => Math.round((255 * Math.abs(weight)) / largest));
+    const strengths = weights.map((weight) => Math.min((510 * Math.abs(weight)) / largest, 255));
     paint(canvas, SHAPE, strengths, (i) => (weights[i] > 0 ? ORANGE : BLUE));
     const fill = element("div", { className: "fill" });
     const tile = element("div", { className: "unit" }, canvas, fill);
