@@ -21,7 +21,7 @@ function recognise(pixels) {
 
 // The paper has 20 x 20 pixels for each one of the network's.
 const DETAIL = 20;
-const PEN_RADIUS = 18;
+const PEN_RADIUS = 20;
 const KEY_STEP = DETAIL;
 const MOST_UNITS = 64;
 const UNSURE = 0.9;
@@ -63,10 +63,10 @@ function percent(probability) {
 
 /** Each is {points} of a stroke, {example}, which replaces all before it, or {} for a cleared page. */
 const actions = [];
-let ink = blankPaper();
+let ink = inkOf([]);
 
-function blankPaper() {
-  return new Ink(DETAIL * SHAPE[0], DETAIL * SHAPE[1]);
+function inkOf(strokes) {
+  return drawnInk(DETAIL * SHAPE[0], DETAIL * SHAPE[1], strokes, PEN_RADIUS);
 }
 
 /** Return what the actions come to: the strokes on the paper, or else an example or nothing. */
@@ -93,10 +93,7 @@ function clear() {
 
 /** Draw the paper anew and show the result, to a screen reader, too. */
 function redraw() {
-  ink = blankPaper();
-  for (const points of drawn().strokes) {
-    points.forEach((point, i) => ink.line(points[Math.max(i - 1, 0)], point, PEN_RADIUS));
-  }
+  ink = inkOf(drawn().strokes);
   show();
   announce();
 }
@@ -125,7 +122,8 @@ function showSoon() {
 
 function show() {
   const { strokes, example } = drawn();
-  const pixels = example ? example.pixels : centred(ink, SHAPE);
+  const pixels = example
+    ? example.pixels : centred(withoutThickLines(ink, strokes, PEN_RADIUS), SHAPE);
   result = pixels.some((pixel) => pixel) ? recognise(pixels) : null;
 
   if (example) paint($("paper"), SHAPE, pixels, () => BLACK);
@@ -316,7 +314,11 @@ for (const kind of ["typical", "mistakes"]) {
     const taken = label === prediction ? "" : `, taken for ${CLASSES[prediction]}`;
     const title = `${CLASSES[label]}${taken}`;
     const button = element("button", { type: "button", title, ariaLabel: title }, canvas);
-    button.addEventListener("click", () => { liftPen(); act({ example }); });
+    button.addEventListener("click", () => {
+      liftPen();
+      act({ example });
+      $("seen").scrollIntoView({ block: "nearest" }); // on a phone the examples are far below
+    });
     $(kind).append(button);
   }
 }
