@@ -2,7 +2,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help repro recipe study experiments report predict push pull test verify bench lint lock
+.PHONY: help repro recipe study experiments report predict draw push pull test verify bench lint lock
 
 help: ## list the targets; times are those of two cores
 	@sed -n 's/^\([a-z ]*\):.*## \(.*\)/make \1	\2/p' Makefile | \
@@ -39,6 +39,9 @@ report: .venv/.ready ## compare the workspace with REV=HEAD: reports/report.html
 # PREDICT="--json" prints all probabilities, PREDICT="--picture FILE.png" shows what the network saw.
 predict: .venv/.ready ## say which digits IMAGES="photo.jpg scans/*.png" show
 	@python -m tools.predict $(PREDICT) -- $(IMAGES)
+
+draw: .venv/.ready ## put the network on a page to draw on: reports/draw.html
+	python -m tools.draw
 
 push: .venv/.ready ## send data, models and the run cache to DVC's remote
 	python -m tools.repair_dvc
