@@ -52,8 +52,10 @@ def executed(content: bytes) -> bytes:
         from traitlets.config import Config
 
         try:
-            notebook = nbformat.reads(content.decode(), nbformat.current_nbformat)
-        except ValueError as error:
+            notebook = nbformat.reads(  # type: ignore[no-untyped-call]
+                content.decode(), nbformat.current_nbformat
+            )
+        except Exception as error:  # nbformat raises anything for a damaged file
             reason = str(error).split("\n", 1)[0][:80]
             raise InputError(f"{NOTEBOOK}: not a readable notebook ({reason})") from None
         client = NotebookClient(
@@ -78,7 +80,7 @@ def executed(content: bytes) -> bytes:
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
     }
-    text: str = nbformat.writes(notebook)
+    text: str = nbformat.writes(notebook)  # type: ignore[no-untyped-call]
     return f"{text.rstrip()}\n".encode()
 
 
