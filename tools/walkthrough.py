@@ -48,7 +48,7 @@ def executed(content: bytes) -> bytes:
     with settings_aside():
         import nbformat
         from nbclient import NotebookClient
-        from nbclient.exceptions import CellExecutionError
+        from nbclient.exceptions import CellExecutionError, DeadKernelError
         from traitlets.config import Config
 
         try:
@@ -71,6 +71,8 @@ def executed(content: bytes) -> bytes:
             client.execute()
         except CellExecutionError as error:
             raise InputError(f"{NOTEBOOK}: a cell fails: {error.ename}: {error.evalue}") from None
+        except DeadKernelError as error:
+            raise InputError(f"{NOTEBOOK}: a cell fails: {error}") from None
     for number, cell in enumerate(notebook.cells, start=1):
         for output in cell.get("outputs", []):
             if output.get("name") == "stderr":
@@ -88,7 +90,7 @@ def executed(content: bytes) -> bytes:
 def settings_aside() -> Iterator[None]:
     """Give what is started meanwhile no settings but its own, and one thread."""
     before = dict(os.environ)
-    foreign: tuple[str, ...] = ("JUPYTER", "IPYTHON", "IPYKERNEL", "MPL", "MATPLOTLIB", "PYTHON")
+    foreign = ("JUPYTER", "IPYTHON", "IPYKERNEL", "MPL", "MATPLOTLIB", "PYTHON")
     with tempfile.TemporaryDirectory() as folder:
         for name in before:
             if name.startswith(foreign):
@@ -97,7 +99,6 @@ def settings_aside() -> Iterator[None]:
             "JUPYTER_CONFIG_DIR": folder,
             "JUPYTER_DATA_DIR": folder,
             "JUPYTER_RUNTIME_DIR": folder,
-            "JUPYTER_PLATFORM_DIRS": "1",
             "IPYTHONDIR": folder,
             "MPLCONFIGDIR": folder,
             "OPENBLAS_NUM_THREADS": "1",
