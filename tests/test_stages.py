@@ -446,6 +446,34 @@ def test_ctrl_c_while_a_stage_is_imported_is_one_line(project: Path) -> None:
     assert said == "interrupted: every file on disk is whole, and 'dvc repro' goes on from here\n"
 
 
+@pytest.mark.parametrize("name", ["train", "study"])
+def test_ctrl_c_while_kernels_are_compiled_is_one_line(
+    project: Path, tmp_path_factory: pytest.TempPathFactory, name: str
+) -> None:
+    cache, before = tmp_path_factory.mktemp("cache"), files(project)
+    command = {"train": ["stages.train"], "study": ["tools.study", "default", "1"]}[name]
+    training = subprocess.Popen(
+        [sys.executable, "-m", *command],
+        cwd=project,
+        env=environment(XDG_CACHE_HOME=str(cache)),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not list(
+        cache.glob("exact-mnist-*")
+    ):  # the folder is made when the first kernel is looked for
+        assert training.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.5)
+    training.send_signal(signal.SIGINT)
+    _, said = training.communicate(timeout=60)
+    assert training.returncode == 130
+    assert said == "interrupted: every file on disk is whole, and 'dvc repro' goes on from here\n"
+    assert list(cache.glob("*/kernels.learn*")) == []  # nobody has waited for the compiler
+    assert files(project) == before
+
+
 def in_a_place_of_its_own(project: Path, folder: str, options: str) -> str:
     """Train with another file system mounted over `folder`; return the line that it ends with."""
     script = f"""
@@ -536,15 +564,46 @@ def test_the_textbook_and_the_engine_write_the_same_files(project: Path) -> None
     assert written[0] == written[1]
 
 
-def test_without_numba_the_textbook_trains_and_says_so(project: Path) -> None:
-    assert stage("train", project).returncode == 0
+@pytest.mark.parametrize(
+    ("broken", "why"),
+    [
+        ("raise ImportError('no numba here')", "no numba here"),
+        ("raise OSError('libLLVM.so: too old\\nfor this')", "libLLVM.so: too old"),
+        ("raise RuntimeError", "RuntimeError"),
+        ("", "'numba' is not a package"),
+    ],
+)
+def test_without_numba_the_textbook_trains_and_says_so(
+    project: Path, broken: str, why: str
+) -> None:
     expected = files(project)
-    broken = project.parent / "broken"
-    broken.mkdir()
-    (broken / "numba.py").write_text("raise ImportError('no numba here')")
-    done = stage("train", project, PYTHONPATH=os.pathsep.join([str(broken), str(ROOT)]))
+    folder = project.parent / "broken"
+    folder.mkdir(exist_ok=True)
+    (folder / "numba.py").write_text(broken)
+    done = stage("train", project, PYTHONPATH=os.pathsep.join([str(folder), str(ROOT)]))
     assert done.returncode == 0
-    assert done.stdout.startswith(
-        "the engine cannot run here (no numba here): the textbook loop trains, slower\n"
-    )
+    line = done.stdout.splitlines()[0]
+    assert line.startswith("the engine cannot run here (")
+    assert why in line
+    assert line.endswith("): the textbook loop trains, slower")
+    assert done.stderr == ""
     assert files(project) == expected
+
+
+WITHOUT = """
+import os
+del os.sched_yield
+from stages.train import load_engine
+print(load_engine())
+"""
+
+
+def test_without_sched_yield_there_is_no_engine() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT], cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
+    assert done.stdout.splitlines() == [
+        "the engine cannot run here (this system has no sched_yield): "
+        "the textbook loop trains, slower",
+        "None",
+    ]
