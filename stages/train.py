@@ -16,7 +16,7 @@ from stages.core import training as textbook
 from stages.core.augmentation import Augmentation
 from stages.core.config import TrainConfig
 from stages.core.data import LabelledImages, joined
-from stages.core.exact import ExactnessError
+from stages.core.exact import ExactnessError, RoundingError
 from stages.core.network import Layer
 from stages.core.state import State
 from stages.core.training import DivergedError, Epoch
@@ -50,7 +50,7 @@ def load_engine() -> ModuleType | None:
             from stages.engine.trial import trial
 
             trial()
-    except MemoryError:
+    except (MemoryError, RoundingError):
         raise
     except Exception as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
