@@ -16,13 +16,13 @@ from stages.core import training as textbook
 from stages.core.augmentation import Augmentation
 from stages.core.config import TrainConfig
 from stages.core.data import LabelledImages, joined
-from stages.core.exact import ExactnessError
+from stages.core.exact import ExactnessError, RoundingError
 from stages.core.network import Layer
 from stages.core.state import State
 from stages.core.training import DivergedError, Epoch
 from stages.pipeline import threads
 from stages.pipeline.checkpoint import CHECKPOINT, fingerprint_of, load_checkpoint, save_checkpoint
-from stages.pipeline.command import InputError, raise_lost_interrupt, run
+from stages.pipeline.command import InputError, ending_at_once, raise_lost_interrupt, run
 from stages.pipeline.datasets import load_processed
 from stages.pipeline.files import save_csv
 from stages.pipeline.model_file import MODEL, save_model
@@ -34,7 +34,7 @@ def load_engine() -> ModuleType | None:
     """Return the module that trains fast, or None where the textbook loop is to train.
 
     The environment variable `ENGINE` chooses: `compiled`, the default, or `textbook`. Where the
-    engine cannot run, the textbook does: the same bytes, later.
+    engine cannot run, whatever the reason, the textbook does: the same bytes, later.
 
     Raises:
         InputError: the variable is neither.
@@ -45,9 +45,16 @@ def load_engine() -> ModuleType | None:
     if chosen == "textbook":
         return None
     try:
-        from stages.engine import training
-    except ImportError as error:
-        print(f"the engine cannot run here ({error}): the textbook loop trains, slower", flush=True)
+        with ending_at_once():  # the first time, kernels are compiled for many seconds
+            from stages.engine import training
+            from stages.engine.trial import trial
+
+            trial()
+    except (MemoryError, RoundingError):
+        raise
+    except Exception as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        print(f"the engine cannot run here ({why}): the textbook loop trains, slower", flush=True)
         return None
     return training
 

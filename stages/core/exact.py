@@ -72,6 +72,10 @@ class ExactnessError(ArithmeticError):
     """A value outgrew the bound under which its sums are exact."""
 
 
+class RoundingError(OSError):
+    """The processor is not set to compute as IEEE 754 does by default."""
+
+
 @dataclass(frozen=True)
 class FixedPoint:
     """The format of a layer's inputs: multiples of `quantum` from 0 up, `levels` of them."""
@@ -133,7 +137,7 @@ def check_rounding() -> None:
     """Check that this process rounds as IEEE 754 does by default, as the proof assumes.
 
     Raises:
-        ExactnessError: it rounds in another direction, or flushes small numbers to zero.
+        RoundingError: it rounds in another direction, or flushes small numbers to zero.
     """
     formats: list[tuple[Any, int, float]] = [
         (np.float32, 24, 2.0**-149),
@@ -143,9 +147,9 @@ def check_rounding() -> None:
         ones, half = np.array([1.0, 1.0, -1.0], dtype), 2.0**-bits
         added = ones + np.array([half, 1.5 * half, -half], dtype)
         if added.tolist() != [1.0, 1.0 + 2.0 * half, -1.0]:
-            raise ExactnessError("this process does not round to nearest, as exact sums need")
+            raise RoundingError("this process does not round to nearest, as exact sums need")
         if not (np.array([smallest * 2.0], dtype) * dtype(0.5)).all():
-            raise ExactnessError("this process flushes small numbers to zero, unlike exact sums")
+            raise RoundingError("this process flushes small numbers to zero, unlike exact sums")
 
 
 class Exact:

@@ -131,22 +131,26 @@ class Training:
             ExactnessError: the initial weights are too large.
             DivergedError: a weight, a delta or the loss outgrew what exact sums can hold.
         """
+        epoch = 0
         if resume:
             self._restore(resume)
+            if self.epoch == self.config.epochs:
+                return self.kept  # the last weights need no bounds where their average is kept
+            epoch = self.epoch + 1  # which checks these weights, if their average alone was scored
         with ThreadPoolExecutor(self.threads) as self.pool:
             try:
                 self._everywhere(
                     kernels.begin, self.network, self.parameters, self.buffers, self.options
                 )
-                while self.epoch < self.config.epochs:
-                    self.epoch += 1
+                for epoch in range(self.epoch + 1, self.config.epochs + 1):
+                    self.epoch = epoch
                     on_epoch(self._run_epoch())
                     if save_due():
                         on_state(self._state())
             except ExactnessError as error:
-                if self.epoch == 0:
+                if epoch == 0:
                     raise
-                raise DivergedError(f"training diverged in epoch {self.epoch} ({error})") from error
+                raise DivergedError(f"training diverged in epoch {epoch} ({error})") from error
             finally:
                 self.buffers.control[STATUS] = STOPPED  # after Ctrl-C, threads may still run
         return self.kept
