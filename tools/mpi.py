@@ -19,6 +19,7 @@ from stages import train as stage  # isort: skip (before NumPy, which reads BLAS
 
 import numpy as np
 from mpi4py import MPI
+from mpi4py.run import set_abort_status
 
 from stages.core import Array
 from stages.core import training as textbook
@@ -110,10 +111,9 @@ def lead(ranks: MPI.Comm, codes: Sequence[tuple[str, str]]) -> None:
 
     try:
         run(main)
-    except SystemExit as end:
+    except BaseException as error:
         if job.abandoned:
-            print(end.code if isinstance(end.code, str) else "", file=sys.stderr, flush=True)
-            ranks.Abort(end.code if isinstance(end.code, int) else 1)
+            set_abort_status(error)
         raise
     finally:
         if not job.shared:
@@ -132,11 +132,10 @@ def follow(ranks: MPI.Comm) -> None:
         textbook.train(training_set, validation_set, config, arithmetic=arithmetic, resume=resume)
     except ArithmeticError:
         pass  # rank 0 reports it
-    except BaseException as error:
+    except Exception as error:
+        set_abort_status(error)
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        host = MPI.Get_processor_name()
-        print(f"error: rank {ranks.rank} on {host}: {reason}", file=sys.stderr, flush=True)
-        ranks.Abort(1)
+        sys.exit(f"error: rank {ranks.rank} on {MPI.Get_processor_name()}: {reason}")
 
 
 def main() -> None:
