@@ -6,16 +6,19 @@ import re
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO, NamedTuple, TextIO
 
 from stages.pipeline.command import INTERRUPTED, InputError, Parser, run
 
 MOST_RANKS = 1024
 PATIENCE = 5.0  # seconds
 
-# What MPICH's mpiexec adds to the ranks' own words.
+# What MPICH's mpiexec adds to the ranks' own words, and what each rank may say to Ctrl-C.
 CHATTER = re.compile(
-    r"$|=+$|=   |\[(mpiexec|proxy)|Abort\(|YOUR APPLICATION|This typically|Please see the FAQ"
+    rf"({re.escape(INTERRUPTED)})?$|=+$|=   |\[(mpiexec|proxy)|Abort\(|YOUR APPLICATION"
+    "|This typically|Please see the FAQ"
 )
 
 
@@ -38,45 +41,68 @@ def main() -> None:
 
 
 def start(command: list[str]) -> None:
-    """Run mpiexec and exit as it does, with the ranks' errors and none of its own words.
+    """Run mpiexec and exit as it does, passing on what the ranks say and none of its own words.
 
     Raises:
         InputError: a rank was killed, or mpiexec failed.
     """
-    words: list[str] = []
-    # In a session of its own: Ctrl-C reaches the ranks once, through mpiexec.
-    with subprocess.Popen(  # noqa: S603 (our own command)
-        command, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True
-    ) as process:
+    with (
+        # In a session of its own: Ctrl-C reaches the ranks once, through mpiexec.
+        subprocess.Popen(  # noqa: S603 (our own command)
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        ) as process,
+        ThreadPoolExecutor() as pool,
+    ):
+        assert process.stdout is not None
         assert process.stderr is not None
-        said = False
+        spoken = pool.submit(pass_on, process.stdout, sys.stdout)
+        errors = pool.submit(pass_on, process.stderr, sys.stderr)
         try:
-            for line in process.stderr:
-                words.append(line)
-                if not CHATTER.match(line):
-                    print(line, end="", file=sys.stderr, flush=True)
-                    said = True
+            code = process.wait()
         except KeyboardInterrupt:
             process.send_signal(signal.SIGINT)
             try:
-                process.communicate(timeout=PATIENCE)
+                process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
                 process.kill()
             print(INTERRUPTED, file=sys.stderr)
             sys.exit(130)
-    if process.returncode and not said:
-        raise InputError(reason("".join(words), process.returncode))
-    sys.exit(process.returncode)
+    if code and not errors.result().passed_on:
+        raise InputError(reason(spoken.result().chatter + errors.result().chatter, code))
+    sys.exit(code)
+
+
+class Words(NamedTuple):
+    """What came over a stream: mpiexec's own lines, and whether there were others."""
+
+    chatter: str
+    passed_on: bool
+
+
+def pass_on(source: IO[str], target: TextIO) -> Words:
+    """Copy a stream's lines, but for those of mpiexec."""
+    chatter, passed_on = "", False
+    for line in source:
+        if CHATTER.match(line):
+            chatter += line
+        else:
+            passed_on = True
+            print(line, end="", file=target, flush=True)
+    return Words(chatter, passed_on)
 
 
 def reason(words: str, code: int) -> str:
     """Return why mpiexec failed, from what it said."""
-    place = re.search(r"PID (\d+) RUNNING AT (\S+)", words)
-    end = re.search(r"EXIT STRING: (.+)", words)
-    if place and end:
+    # Its process number and host may be those of a rank that mpiexec ended itself.
+    if end := re.search(r"EXIT STRING: (.+)", words):
         return (
-            f"rank lost: process {place[1]} on host {place[2]}: {end[1]}; "
-            "all others were ended: run it again to go on from the checkpoint"
+            f"a rank was lost: {end[1]}; mpiexec ended the others; "
+            "run it again to go on from the last checkpoint"
         )
     last = words.strip().splitlines()[-1:] or [f"it exited with {code}"]
     return f"mpiexec: {last[0]}"
