@@ -52,8 +52,7 @@ class Distributed(Exact):
     def all_reduce(self, *sums: Array) -> Sequence[Array]:
         """Return sums over the samples of all ranks, given this rank's, which are overwritten."""
         totals = [np.asarray(partial, order="C") for partial in sums]
-        for total in totals:
-            self.ranks.Allreduce(MPI.IN_PLACE, total)
+        MPI.Request.Waitall([self.ranks.Iallreduce(MPI.IN_PLACE, total) for total in totals])
         return totals
 
 
