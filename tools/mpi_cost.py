@@ -1,6 +1,6 @@
 """What a step of a training over MPI costs, in two tables for docs/distributed.md.
 
-    mpiexec -n 2 python -m benchmark.ranks
+    mpiexec -n 2 python -m tools.mpi_cost
 
 Times of computing are CPU seconds of one core, those of reducing are wall seconds between the ranks
 at hand; of either the fastest of several, so that other work on the machine matters little.
