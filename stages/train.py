@@ -67,11 +67,11 @@ class Trained(NamedTuple):
     resumed: bool
 
 
-def main() -> None:
+def main(loop: Callable[..., list[Layer]] | None = None) -> None:
     """Write models/model.npz and reports/learning_curves.csv; go on from a checkpoint, if any."""
     params = load_params().train
     sets = load_processed("train"), load_processed("validation")
-    trained = train(params, *sets, CHECKPOINT, f"{PARAMS}: train")
+    trained = train(params, *sets, CHECKPOINT, f"{PARAMS}: train", loop)
     save_csv(
         CURVES,
         Epoch._fields,
@@ -95,6 +95,7 @@ def train(
     validation_set: LabelledImages,
     checkpoint: Path,
     section: str,
+    loop: Callable[..., list[Layer]] | None = None,
 ) -> Trained:
     """Train a network, telling its progress.
 
@@ -106,11 +107,13 @@ def train(
             from, and where its state is saved now and then; the caller removes it, once the result
             is safe.
         section: the file and section of the parameters, for a refusal to name.
+        loop: trains instead of the engine, called as `stages.core.training.train`.
 
     Raises:
         InputError: the initial weights are too large, or the training diverged.
     """
-    engine = load_engine()  # before the fingerprint, which covers the code that is loaded
+    # Before the fingerprint, which covers the code that is loaded.
+    engine = None if loop else load_engine()
     settings = params.model_dump()
     fingerprint = fingerprint_of(settings, [*training_set, *validation_set])
     if settings.pop("include_validation"):
@@ -119,7 +122,7 @@ def train(
     config = TrainConfig(**settings, augmentation=augmentation)
     curves: list[Epoch] = []
     resume: State | None = None
-    match load_checkpoint(fingerprint, checkpoint) if engine else None:
+    match load_checkpoint(fingerprint, checkpoint):
         case str(reason):
             print(reason, flush=True)
         case (state, curves):
@@ -149,7 +152,14 @@ def train(
                 )
                 parameters = training.run(on_epoch, save_due, on_state, resume)
             else:
-                parameters = textbook.train(training_set, validation_set, config, on_epoch)
+                parameters = (loop or textbook.train)(
+                    training_set,
+                    validation_set,
+                    config,
+                    on_epoch,
+                    resume=resume,
+                    on_state=lambda state: on_state(state) if save_due() else None,
+                )
         except DivergedError as error:
             raise InputError(
                 f"{section}.learning_rate: {params.learning_rate:g}: must be smaller: {error}"

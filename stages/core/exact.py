@@ -152,6 +152,16 @@ def check_rounding() -> None:
             raise RoundingError("this process flushes small numbers to zero, unlike exact sums")
 
 
+def whole(samples: int) -> slice:
+    """Return which of a micro-batch's samples this process computes: here, all."""
+    return slice(samples)
+
+
+def unchanged(*sums: Array) -> Sequence[Array]:
+    """Return sums over the samples of all processes, given this one's: here, there is no other."""
+    return sums
+
+
 class Exact:
     """The pipeline's arithmetic for one network: each value that enters a sum quantised.
 
@@ -172,6 +182,9 @@ class Exact:
     def fresh(self) -> Exact:
         """Return the arithmetic for another network of as many layers."""
         return Exact(len(self.inputs))
+
+    shard = staticmethod(whole)
+    all_reduce = staticmethod(unchanged)
 
     def weight_bound(self, layer: int) -> float:
         """Return the bound on the sum of absolute weights that enter a unit of a layer."""
@@ -254,7 +267,7 @@ class Exact:
             raise ExactnessError(
                 f"a sum over {len(delta)} samples; at most {LARGEST_MICRO_BATCH} are exact"
             )
-        sums = np.abs(delta).astype(np.float64).sum(axis=0)
+        (sums,) = self.all_reduce(np.abs(delta).astype(np.float64).sum(axis=0))
         if not (sums < DELTA_SUM_BOUND).all():
             raise ExactnessError(
                 f"the deltas of layer {layer + 1} add up to {sums.max():g} in one batch"
@@ -284,7 +297,7 @@ class Exact:
         Raises:
             ExactnessError: a loss is not finite, or their sum is too large.
         """
-        total = float(round_to(losses, LOSS_QUANTUM).sum())
+        total = float(*self.all_reduce(round_to(losses, LOSS_QUANTUM).sum()))
         if not total <= LOSS_SUM_BOUND:
             raise ExactnessError(f"the losses add up to {total:g}")
         return total
@@ -294,9 +307,12 @@ class Plain:
     """Ordinary floating point, nothing quantised: for gradient checks and the benchmark."""
 
     exp = staticmethod(np.exp)
+    shard = staticmethod(whole)
+    all_reduce = staticmethod(unchanged)
 
     def __init__(self, dtype: type[np.floating[Any]] = np.float32) -> None:
         self.compute_dtype = self.accumulate_dtype = dtype
+        self.weight_quanta: list[float] = []
 
     def fresh(self) -> Plain:
         """Return the arithmetic for another network."""

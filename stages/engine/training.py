@@ -21,9 +21,10 @@ from stages.core.exact import LARGEST_MICRO_BATCH, Arithmetic, Exact, ExactnessE
 from stages.core.initialisation import initialise
 from stages.core.network import Layer, one_hot
 from stages.core.optimizers import Adam, optimizer_of
+from stages.core.prediction import parameters_to_score
 from stages.core.schedules import effective_decay, scheduled
 from stages.core.state import State
-from stages.core.training import DivergedError, Epoch, micro_batches, parameters_to_score
+from stages.core.training import DivergedError, Epoch, micro_batches
 from stages.engine import kernels
 from stages.engine.deformation import deform
 from stages.engine.descent import ADAM, NESTEROV, SGD
