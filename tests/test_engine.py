@@ -368,7 +368,7 @@ def test_processes_that_compile_at_once_or_cannot_write_a_cache_agree(tmp_path: 
     printed = [process.communicate(timeout=300)[0] for process in started]
     assert len(printed[0]) == 65
     assert len(set(printed)) == 1
-    assert list(tmp_path.glob("exact-mnist-*/deformation.deform*.nbc"))
+    assert list(tmp_path.glob("exact-mnist-*/deformation.deform-*.pickle"))
 
 
 @pytest.mark.parametrize("name", ["engine/forward.py", "core/elementary.py"])

@@ -609,12 +609,12 @@ def test_another_rounding_direction_is_refused(direction: int) -> None:
         pytest.skip("the numbers of the directions are x86-64's")
     code = f"""
 import ctypes, ctypes.util
-from stages.core.exact import Exact, ExactnessError
+from stages.core.exact import Exact, RoundingError
 Exact(2)
 ctypes.CDLL(ctypes.util.find_library("m")).fesetround({direction})
 try:
     Exact(2)
-except ExactnessError as error:
+except RoundingError as error:
     print(error)
 """
     done = subprocess.run(

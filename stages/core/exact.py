@@ -72,6 +72,10 @@ class ExactnessError(ArithmeticError):
     """A value outgrew the bound under which its sums are exact."""
 
 
+class RoundingError(OSError):
+    """The processor is not set to compute as IEEE 754 does by default."""
+
+
 @dataclass(frozen=True)
 class FixedPoint:
     """The format of a layer's inputs: multiples of `quantum` from 0 up, `levels` of them."""
@@ -133,7 +137,7 @@ def check_rounding() -> None:
     """Check that this process rounds as IEEE 754 does by default, as the proof assumes.
 
     Raises:
-        ExactnessError: it rounds in another direction, or flushes small numbers to zero.
+        RoundingError: it rounds in another direction, or flushes small numbers to zero.
     """
     formats: list[tuple[Any, int, float]] = [
         (np.float32, 24, 2.0**-149),
@@ -143,9 +147,19 @@ def check_rounding() -> None:
         ones, half = np.array([1.0, 1.0, -1.0], dtype), 2.0**-bits
         added = ones + np.array([half, 1.5 * half, -half], dtype)
         if added.tolist() != [1.0, 1.0 + 2.0 * half, -1.0]:
-            raise ExactnessError("this process does not round to nearest, as exact sums need")
+            raise RoundingError("this process does not round to nearest, as exact sums need")
         if not (np.array([smallest * 2.0], dtype) * dtype(0.5)).all():
-            raise ExactnessError("this process flushes small numbers to zero, unlike exact sums")
+            raise RoundingError("this process flushes small numbers to zero, unlike exact sums")
+
+
+def whole(samples: int) -> slice:
+    """Return which of a micro-batch's samples this process computes: here, all."""
+    return slice(samples)
+
+
+def unchanged(*sums: Array) -> Sequence[Array]:
+    """Return sums over the samples of all processes, given this one's: here, there is no other."""
+    return sums
 
 
 class Exact:
@@ -168,6 +182,9 @@ class Exact:
     def fresh(self) -> Exact:
         """Return the arithmetic for another network of as many layers."""
         return Exact(len(self.inputs))
+
+    shard = staticmethod(whole)
+    all_reduce = staticmethod(unchanged)
 
     def weight_bound(self, layer: int) -> float:
         """Return the bound on the sum of absolute weights that enter a unit of a layer."""
@@ -250,7 +267,7 @@ class Exact:
             raise ExactnessError(
                 f"a sum over {len(delta)} samples; at most {LARGEST_MICRO_BATCH} are exact"
             )
-        sums = np.abs(delta).astype(np.float64).sum(axis=0)
+        (sums,) = self.all_reduce(np.abs(delta).astype(np.float64).sum(axis=0))
         if not (sums < DELTA_SUM_BOUND).all():
             raise ExactnessError(
                 f"the deltas of layer {layer + 1} add up to {sums.max():g} in one batch"
@@ -280,7 +297,7 @@ class Exact:
         Raises:
             ExactnessError: a loss is not finite, or their sum is too large.
         """
-        total = float(round_to(losses, LOSS_QUANTUM).sum())
+        total = float(*self.all_reduce(round_to(losses, LOSS_QUANTUM).sum()))
         if not total <= LOSS_SUM_BOUND:
             raise ExactnessError(f"the losses add up to {total:g}")
         return total
@@ -290,9 +307,12 @@ class Plain:
     """Ordinary floating point, nothing quantised: for gradient checks and the benchmark."""
 
     exp = staticmethod(np.exp)
+    shard = staticmethod(whole)
+    all_reduce = staticmethod(unchanged)
 
     def __init__(self, dtype: type[np.floating[Any]] = np.float32) -> None:
         self.compute_dtype = self.accumulate_dtype = dtype
+        self.weight_quanta: list[float] = []
 
     def fresh(self) -> Plain:
         """Return the arithmetic for another network."""

@@ -75,7 +75,8 @@ def hidden_to_hidden(network, w, buffers, layer, count, first, last):
     for top in range(0, count, rows):
         bottom = min(top + rows, count)
         for i in range(top, bottom):
-            deltas[i, first:last] = ZERO
+            for unit in range(first, last):
+                deltas[i, unit] = ZERO
         for unit in range(first, last):
             row, k, end = W[unit, :columns], places[unit], ends[unit]
             while k + 3 < end and indices[k + 3] < bottom:

@@ -26,6 +26,8 @@ from stages.engine.products import (
     add_rows,
     combine_rows,
     compress,
+    copy,
+    fill,
     matrix,
     tiles_of,
     transpose,
@@ -42,7 +44,7 @@ def accumulated(gradient, found, plan, n):
     if plan.first[n] and plan.last[n]:
         return found
     if plan.first[n]:
-        gradient[:] = found
+        copy(gradient, found)
     else:
         for j in range(len(found)):
             gradient[j] += found[j]
@@ -85,7 +87,8 @@ def learn_weights(network, parameters, buffers, options, plan, n, layer, rank):
                 block, 0, buffers.per_unit, buffers.hidden[layer], stride, columns, indices, values,
                 bounds, tiles, top, bottom,
             )  # fmt: skip
-            matrix(block, 0, bottom - top, stride)[:, columns:] = ZERO
+            for row in range(bottom - top):
+                fill(block, row * stride + columns, (row + 1) * stride, ZERO)
             gradient = accumulated(gradient, block, plan, n)
         if plan.last[n]:
             update(parameters, gradient, options, plan, n, start, stop, np.bool_(True))
@@ -191,7 +194,7 @@ def begin(network, parameters, buffers, options, rank):
         quantise_weights(network, parameters, options, layer, rank, first, last)
         if rank == 0:
             start, stop = network.b[layer], network.b[layer] + network.stride[layer]
-            parameters.quantised[start:stop] = parameters.w[start:stop]
+            copy(parameters.quantised[start:stop], parameters.w[start:stop])
     barrier(buffers.control, options.threads)
     enforce_bounds(network, parameters, buffers, options, rank)
 

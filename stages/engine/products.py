@@ -58,6 +58,20 @@ def combine_rows(out, o, matrix, m, stride, columns, indices, factors, bounds, t
 
 
 @kernel
+def fill(array, first, last, value):
+    """Set a part of a flat array; like `copy`, a loop, which Numba compiles sooner than a slice."""
+    for k in range(first, last):
+        array[k] = value
+
+
+@kernel
+def copy(target, source):
+    """Copy a row."""
+    for k in range(len(source)):
+        target[k] = source[k]
+
+
+@kernel
 def matrix(flat, offset, rows, columns):
     """Return a part of a flat array as a matrix."""
     return flat[offset : offset + rows * columns].reshape(rows, columns)
@@ -88,7 +102,7 @@ def gather_pixels(images, row, begin, indices, values, bounds):
     """Copy an image's sparse row to place `begin`, its pixels as value / 256."""
     source = images.bounds[row]
     shift, end = begin - source[0], begin + source[-1] - source[0]
-    indices[begin:end] = images.pixels[source[0] : source[-1]]
+    copy(indices[begin:end], images.pixels[source[0] : source[-1]])
     scale(values[begin:end], images.brightness[source[0] : source[-1]])
     for tile in range(len(source)):
         bounds[tile] = source[tile] + shift
@@ -124,7 +138,7 @@ def transpose(buffers, layer, count, first, last):
             places[column] = column * count
         for i in range(count):
             if i % TILE == 0:
-                bounds[left:right, i // TILE] = places[left:right]
+                copy(bounds[left:right, i // TILE], places[left:right])
             begin, end = buffers.bounds[layer, i, tile], buffers.bounds[layer, i, tile + 1]
             if left > tile * TILE:
                 begin = first_at_least(indices, begin, end, left)
@@ -135,7 +149,7 @@ def transpose(buffers, layer, count, first, last):
                 buffers.column_indices[here] = i
                 buffers.column_values[here] = values[k]
                 places[indices[k]] = here + 1
-        bounds[left:right, tiles_of(count)] = places[left:right]
+        copy(bounds[left:right, tiles_of(count)], places[left:right])
 
 
 @exact_kernel

@@ -7,6 +7,7 @@ import inspect
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -85,16 +86,29 @@ def raise_lost_interrupt() -> None:
 
 
 def _end_at_once(signal_number: int, frame: FrameType | None) -> None:
-    """Answer Ctrl-C while a stage is imported, when a library could take an exception for its own.
-
-    Nothing has been written yet.
-    """
+    """Answer Ctrl-C while a library could take an exception for its own, or nobody would see it."""
     os.write(2, f"{INTERRUPTED}\n".encode())
     os._exit(130)
 
 
 if sys.argv[:1] == ["-m"]:  # Python is importing this package to run `python -m stages.<name>`
     signal.signal(signal.SIGINT, _end_at_once)
+
+
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Let Ctrl-C end the process at once: while nothing is written, and threads cannot be stopped.
+
+    Outside the main thread, which alone can say so, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, _end_at_once)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _one_line(text: str) -> str:
