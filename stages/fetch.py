@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from stages.pipeline.command import run
-from stages.pipeline.datasets import RAW
+from stages.pipeline.datasets import MNIST, RAW, save_description
 from stages.pipeline.files import save_array
 from stages.pipeline.params import load_params
 from stages.pipeline.sources import Arrays, fetch_mnist
 
 
 def main() -> None:
-    """Write the four arrays to data/raw."""
+    """Write the four arrays and the data set's description to data/raw."""
     # Nothing is written before all four arrays are verified.
     arrays = fetch_mnist(load_params().fetch.sources)
     for name, array in arrays.items():
         save_array(RAW / f"{name}.npy", array)
+    save_description(MNIST)
     report(arrays)
 
 

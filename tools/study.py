@@ -23,7 +23,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from stages.core.data import LabelledImages
 from stages.core.prediction import quantise, score
 from stages.pipeline.command import InputError, Parser, run
-from stages.pipeline.datasets import CLASSES, SHAPE, load_processed, load_raw
+from stages.pipeline.datasets import MNIST, load_processed, load_raw
 from stages.pipeline.files import atomic_write, save_json
 from stages.pipeline.params import Params
 from stages.plots import charts, drawing, png
@@ -181,7 +181,7 @@ def table(studies: Studies) -> str:
         "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     for name, entry in studies.items():
-        sizes = [SHAPE[0] * SHAPE[1], *entry.parameters["train"]["hidden_sizes"], CLASSES]
+        sizes = [MNIST.pixels, *entry.parameters["train"]["hidden_sizes"], len(MNIST.classes)]
         parameters = sum((inputs + 1) * outputs for inputs, outputs in pairwise(sizes))
         accuracies = entry.test_accuracies
         seconds = [result.seconds for result in entry.results if result.seconds is not None]

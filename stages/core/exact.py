@@ -65,7 +65,6 @@ from stages.core import Array, elementary
 
 LARGEST_MICRO_BATCH = 512
 """Samples whose gradient is one exact sum."""
-MOST_CLASSES = 32
 
 
 class ExactnessError(ArithmeticError):
