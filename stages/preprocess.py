@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from stages.core.data import DataError, stratified_split
 from stages.pipeline.command import InputError, run
-from stages.pipeline.datasets import PROCESSED, RAW, load_raw
+from stages.pipeline.datasets import PROCESSED, load_raw
 from stages.pipeline.files import save_array
-from stages.pipeline.params import load_params
+from stages.pipeline.params import PARAMS, load_params
 
 
 def main() -> None:
@@ -22,7 +22,8 @@ def main() -> None:
     try:
         kept, held_out = stratified_split(labels, params.validation_size, params.seed)
     except DataError as error:
-        raise InputError(f"{RAW}/y_train.npy: {error}") from None
+        size = f"{PARAMS}: preprocess.validation_size: {params.validation_size}"
+        raise InputError(f"{size}: {error}") from None
     for name, chosen in (("train", kept), ("validation", held_out)):
         save_array(PROCESSED / f"x_{name}.npy", images[chosen].reshape(len(chosen), -1))
         save_array(PROCESSED / f"y_{name}.npy", labels[chosen])

@@ -42,6 +42,12 @@ class Description(NamedTuple):
 
 
 MNIST = Description("mnist", (28, 28), tuple("0123456789"))
+FASHION_MNIST = Description(
+    "fashion_mnist",
+    (28, 28),
+    ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
+     "Ankle boot"),
+)  # fmt: skip
 
 
 def _printable(text: str) -> str:
