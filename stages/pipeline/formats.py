@@ -63,9 +63,9 @@ def read_array(path: Path, member: str, magic: int) -> NDArray[Any]:
         return _read_archive(path, member)
     if member:
         raise InputError(f"{path}: no .npz file, so {member!r} cannot be an array in it")
-    with reading(path, "a readable file"):
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            content = _bounded(file.read(LARGEST_FILE + 1), path)
+    opening = gzip.open if path.suffix == ".gz" else open
+    with reading(path, "a readable file"), opening(path, "rb") as file:
+        content = _bounded(file.read(LARGEST_FILE + 1), path)
     if path.suffix == ".npy":
         return _array_in(content, path)
     return _idx(content, path, magic)
