@@ -8,7 +8,7 @@ from stages.core import Array
 
 LabelledImages = tuple[Array, Array]
 
-MOST_CLASSES = 32
+MOST_CLASSES = 64
 """For which the sums of `stages.core.exact` are proved."""
 
 
