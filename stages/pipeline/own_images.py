@@ -30,7 +30,7 @@ from stages.pipeline.params import PARAMS, FilesParams
 Arrays = dict[str, Pixels]
 
 OWN = Path("data/own")
-SPLIT_SEED = 1
+SEED = 1  # of the order of a folder's images and of the test set that is held out
 KINDS = "an IDX, .npy or .npz file or a folder"
 
 
@@ -65,7 +65,7 @@ def read_own(params: FilesParams) -> tuple[Description, Arrays]:
     if params.test_images == "none":
         try:
             size = round(params.test_fraction * len(train.labels))
-            kept, held_out = stratified_split(train.labels, size, SPLIT_SEED)
+            kept, held_out = stratified_split(train.labels, size, SEED)
         except DataError as error:
             raise InputError(
                 f"{PARAMS}: fetch.files.test_fraction: {params.test_fraction:g}: {error}"
@@ -225,7 +225,10 @@ def _read_folder(path: Path, classes: tuple[str, ...] | None) -> Labelled:
             images.append(image)
             labels.append(label)
             colour += coloured
-    return Labelled(np.stack(images), np.array(labels, np.uint8), tuple(expected), colour)
+    # Shuffled, or the figures' first images would all be of the first class.
+    order = np.random.default_rng(SEED).permutation(len(images))
+    x, y = np.stack(images)[order], np.array(labels, np.uint8)[order]
+    return Labelled(x, y, tuple(expected), colour)
 
 
 def _listed(folder: Path) -> Sequence[Path]:
