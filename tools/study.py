@@ -148,7 +148,7 @@ def described(params: Params) -> str:
 
 def studied_parameters(params: Params) -> dict[str, Any]:
     """Return the parameters that a study's results depend on; MNIST goes without saying."""
-    sections = {"preprocess": True, "train": True}
+    sections: dict[str, Any] = {"preprocess": True, "train": True}
     if params.fetch.dataset == "files":
         sections["fetch"] = {"dataset", "files"}
     elif params.fetch.dataset != "mnist":

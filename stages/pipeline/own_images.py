@@ -167,7 +167,7 @@ def _as_images(array: NDArray[Any], path: Path) -> tuple[Pixels, int]:
     check_size(array.shape[1], array.shape[2], path)
     if array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:
         raise InputError(
-            f"{path}: holds {array.dtype} from {array.min():g} to {array.max():g}; must be whole "
+            f"{path}: holds {array.dtype} from {float(array.min()):g} to {float(array.max()):g}; must be whole "
             "numbers from 0 to 255, saved as uint8"
         )
     pixels = array.astype(np.uint8)
@@ -181,8 +181,9 @@ def _as_labels(array: NDArray[Any], path: Path) -> NDArray[np.int64]:
             f"{path}: holds {array.dtype} of shape {array.shape}; must be whole numbers of shape "
             "(images,)"
         )
-    labels: NDArray[np.int64] = np.minimum(array, 2**31).astype(np.int64)
-    return labels
+    if int(array.max()) >= 2**31:  # more than an int64 may hold
+        raise InputError(f"{path}: a label is {array.max()}; must count from 0 or 1")
+    return array.astype(np.int64)
 
 
 def _read_folder(path: Path, classes: tuple[str, ...] | None) -> Labelled:
