@@ -200,7 +200,7 @@ DAMAGE: dict[str, tuple[str, str, Callable[[], bytes], str]] = {
         "npy",
         "train-labels.npy",
         lambda: npy(Y.astype(int) + 9999),
-        "a label is 9999; must",
+        "a label is 10001; must",
     ),
     "labels too low": ("npy", "train-labels.npy", lambda: npy(Y - 1.0), "holds float64 of shape"),
     "label below 0": (

@@ -166,9 +166,10 @@ def _as_images(array: NDArray[Any], path: Path) -> tuple[Pixels, int]:
         )
     check_size(array.shape[1], array.shape[2], path)
     if array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:
+        lowest, highest = float(array.min()), float(array.max())
         raise InputError(
-            f"{path}: holds {array.dtype} from {float(array.min()):g} to {float(array.max()):g}; must be whole "
-            "numbers from 0 to 255, saved as uint8"
+            f"{path}: holds {array.dtype} from {lowest:g} to {highest:g}; must be whole numbers "
+            "from 0 to 255, saved as uint8"
         )
     pixels = array.astype(np.uint8)
     return (grey(pixels), len(pixels)) if pixels.ndim == 4 else (pixels, 0)
