@@ -325,6 +325,8 @@ def test_a_wrong_file_is_one_line_that_names_it(project: Path, name: str) -> Non
             "fetch.files.test_fraction: 0.01: c",
         ),
         ("npz", {"classes": "[a]"}, "fetch.files.classes: "),
+        ("npz", {"classes": "[a, b, a]"}, "fetch.files.classes: a name is given twice"),
+        ("npz", {"name": "' a'"}, "fetch.files.name:  a: must be 1 to 40 printable letters"),
     ],
 )
 def test_a_wrong_name_is_one_line(

@@ -61,6 +61,8 @@ def read_own(params: FilesParams) -> tuple[Description, Arrays]:
     """
     given = None if params.classes == "none" else tuple(params.classes)
     train = _read(params.train_images, params.train_labels, given, "train")
+    if given and len(set(given)) < len(given):
+        raise InputError(f"{PARAMS}: fetch.files.classes: a name is given twice; must differ")
     classes, shape = train.classes, train.images.shape[1:]
     if params.test_images == "none":
         try:
@@ -206,7 +208,9 @@ def _read_folder(path: Path, classes: tuple[str, ...] | None) -> Labelled:
         raise InputError(
             f"{path}: {len(expected)} folders; must be 2 to {MOST_CLASSES}, the classes"
         )
-    if wrong := [n for n in expected if len(n) > LONGEST_NAME or not n.isprintable()]:
+    if wrong := [
+        n for n in expected if len(n) > LONGEST_NAME or not n.isprintable() or n.strip() != n
+    ]:
         raise InputError(
             f"{path}: {wrong[0]}: a class's name must be printable, at most {LONGEST_NAME} letters"
         )

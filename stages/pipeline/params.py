@@ -34,6 +34,12 @@ def _truth(value: object) -> object:
     return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
 
 
+def _printable(text: str) -> str:
+    if not text.isprintable() or text.strip() != text:
+        raise ValueError
+    return text
+
+
 def _inside_folder(name: str) -> str:
     """Refuse a name that leads out of the folder it is in, where DVC would not see the file."""
     if not name.isprintable() or name.startswith(("/", "~")) or ".." in name.split("/"):
@@ -50,7 +56,11 @@ class _Section(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-Text = Annotated[str, Field(min_length=1, max_length=40)]
+Text = Annotated[
+    str,
+    Field(min_length=1, max_length=40, description="1 to 40 printable letters"),
+    AfterValidator(_printable),
+]
 FileName = Annotated[
     str,
     Field(min_length=1, max_length=200, description="a name in data/own, or none"),
@@ -286,10 +296,7 @@ def _allowed(schema: dict[str, Any]) -> str:
         most = f" to {schema['maxItems']}" if "maxItems" in schema else " or more"
         return f"a list of {schema['minItems']}{most} items, each {_allowed(schema['items'])}"
     if schema["type"] == "string":
-        return (
-            schema.get("description")
-            or f"text of {schema['minLength']} to {schema['maxLength']} letters"
-        )
+        return str(schema["description"])
     if schema["type"] == "boolean":
         return "true or false"
     if schema["type"] == "integer":
