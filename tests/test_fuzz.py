@@ -56,6 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Enter a folder with a small data set and outputs that must stay as they are."""
     folder, before = tmp_path_factory.mktemp("fuzz"), Path.cwd()
     os.chdir(folder)
+    datasets.save_description(datasets.MNIST)
     for part, shape in (("train", (-1, 784)), ("validation", (-1, 784)), ("test", (-1, 28, 28))):
         images, labels = images_and_labels(20, seed=1)
         home = datasets.RAW if part == "test" else datasets.PROCESSED

@@ -140,7 +140,7 @@ def test_values_up_to_the_bounds_are_accepted(file: Path, key: str, accepted: li
     [
         ("fetch.sources", ["kers"], "[0]: kers: must be one of keras, pypi"),
         ("fetch.sources", [], ": []: must be a list of 1 or more items, each one of keras, pypi"),
-        ("preprocess.validation_size", 999, ": 999: must be a whole number from 1000 to 30000"),
+        ("preprocess.validation_size", 9, ": 9: must be a whole number from 10 to 30000"),
         ("train.hidden_sizes", [64, 0], "[1]: 0: must be a whole number from 1 to 8192"),
         (
             "train.hidden_sizes",
@@ -202,7 +202,7 @@ def test_unknown_and_missing_key_in_one_line(file: Path) -> None:
 def test_unknown_and_missing_section(file: Path) -> None:
     line = refusal(file, COMMITTED.replace("fetch:", "download:"))
     assert line == (
-        "fetch: missing: must be a mapping with the keys sources; "
+        "fetch: missing: must be a mapping with the keys dataset, sources, files; "
         "download: unknown key: must be one of fetch, preprocess, train, visualize"
     )
 
@@ -210,13 +210,13 @@ def test_unknown_and_missing_section(file: Path) -> None:
 def test_section_that_is_no_mapping(file: Path) -> None:
     document = yaml.safe_load(COMMITTED) | {"fetch": [1]}
     line = refusal(file, yaml.safe_dump(document))
-    assert line == "fetch: ['1']: must be a mapping with the keys sources"
+    assert line == "fetch: ['1']: must be a mapping with the keys dataset, sources, files"
 
 
 def test_many_problems_are_counted(file: Path) -> None:
     line = refusal(file, "fetch: {}\npreprocess: {}\ntrain: {}\nvisualize: {}\n")
     assert line.count("missing") == 3
-    assert line.endswith("; and 20 more")
+    assert line.endswith("; and 22 more")
 
 
 @pytest.mark.parametrize(

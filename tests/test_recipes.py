@@ -14,8 +14,9 @@ import yaml
 from test_pipeline import comments, dvc, git, new_project, outputs, run, stages_run
 
 from stages.pipeline.command import InputError
+from stages.pipeline.params import load_params
 from tests.checks.small_project import ROOT
-from tools.recipe import load_recipe
+from tools.recipe import load_recipe, settings
 
 RECIPES = yaml.safe_load((ROOT / "recipes.yaml").read_text(encoding="utf-8"))
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -46,7 +47,13 @@ def experiments(project: Path) -> dict[str, str]:
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "default"])
 def test_a_recipe_is_complete_and_valid(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    assert load_recipe(name).model_dump() == PARAMS | {"train": RECIPES[name]}
+    wanted = dict(RECIPES[name])
+    dataset = wanted.pop("dataset", PARAMS["fetch"]["dataset"])
+    fetch = PARAMS["fetch"] | {"dataset": dataset}
+    found = load_recipe(name)
+    assert found.model_dump() == PARAMS | {"fetch": fetch, "train": wanted}
+    changed = "fetch.dataset=fashion_mnist" in settings(load_params(), found)
+    assert changed == (name == "fashion")
 
 
 def test_the_notebooks_recipe_is_the_notebooks() -> None:

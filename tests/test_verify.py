@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stages.pipeline.datasets import DESCRIPTION, MNIST, save_description
 from tests.checks import variations, verify
 from tests.checks.machines import Machine, NoMachineError, other_python, output, simd_features
 from tests.checks.small_project import ROOT, images_and_labels, set_parameters
@@ -218,6 +219,7 @@ def project(tmp_path: Path) -> Path:
         (folder / "data" / part).mkdir(parents=True, exist_ok=True)
         np.save(folder / "data" / part / f"x_{name}.npy", images.reshape(shape))
         np.save(folder / "data" / part / f"y_{name}.npy", labels)
+    save_description(MNIST, folder / DESCRIPTION)
     return folder
 
 

@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def load_recipe(name: str) -> Params:
-    """Return params.yaml with the named recipe as its `train` section.
+    """Return params.yaml with the named recipe as its `train` section, and its data set if any.
 
     Raises:
         InputError: there is no such recipe, it is damaged, or it is empty, which stands for the
@@ -51,8 +51,12 @@ def load_recipe(name: str) -> Params:
         )
     params = load_params()
     if recipes[name]:
-        document = read_document(PARAMS)
-        document["train"] = recipes[name]
+        document, train = read_document(PARAMS), recipes[name]
+        if isinstance(train, dict) and "dataset" in train:
+            dataset = train["dataset"]
+            train = {key: value for key, value in train.items() if key != "dataset"}
+            document["fetch"]["dataset"] = dataset
+        document["train"] = train
         return validated(document, f"{RECIPES}: {name}")
     if _committed(PARAMS) != PARAMS.read_bytes():
         raise InputError(

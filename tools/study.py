@@ -23,9 +23,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from stages.core.data import LabelledImages
 from stages.core.prediction import quantise, score
 from stages.pipeline.command import InputError, Parser, run
-from stages.pipeline.datasets import CLASSES, SHAPE, load_processed, load_raw
+from stages.pipeline.datasets import MNIST, load_description, load_processed, load_raw
 from stages.pipeline.files import atomic_write, save_json
-from stages.pipeline.params import Params
+from stages.pipeline.params import PARAMS, Params
 from stages.plots import charts, drawing, png
 from stages.train import train
 from tools.recipe import RECIPES, load_recipe
@@ -126,6 +126,11 @@ def study(name: str, params: Params, seeds: int, studies: Studies) -> None:
     missing = [seed for seed in range(1, seeds + 1) if seed not in done]
     if not missing:
         return
+    if (fetched := load_description().name) != described(params):
+        raise InputError(
+            f"{RECIPES}: {name}: trains on {described(params)}, but data/raw holds {fetched}: set "
+            f"fetch.dataset in {PARAMS} to the recipe's, then try again"
+        )
     sets, test_set = (load_processed("train"), load_processed("validation")), load_raw("test")
     for seed in missing:
         print(f"{name}: seed {seed} of {seeds}", flush=True)
@@ -135,11 +140,20 @@ def study(name: str, params: Params, seeds: int, studies: Studies) -> None:
         CHECKPOINT.unlink(missing_ok=True)
 
 
+def described(params: Params) -> str:
+    """Return the name of the data set that the parameters choose."""
+    fetch = params.fetch
+    return fetch.files.name if fetch.dataset == "files" else fetch.dataset
+
+
 def studied_parameters(params: Params) -> dict[str, Any]:
-    """Return the parameters that a study's results depend on."""
-    return params.model_dump(
-        include={"preprocess": True, "train": True}, exclude={"train": {"seed"}}
-    )
+    """Return the parameters that a study's results depend on; MNIST goes without saying."""
+    sections: dict[str, Any] = {"preprocess": True, "train": True}
+    if params.fetch.dataset == "files":
+        sections["fetch"] = {"dataset", "files"}
+    elif params.fetch.dataset != "mnist":
+        sections["fetch"] = {"dataset"}
+    return params.model_dump(include=sections, exclude={"train": {"seed"}})
 
 
 def trained_and_scored(
@@ -181,14 +195,14 @@ def table(studies: Studies) -> str:
         "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     for name, entry in studies.items():
-        sizes = [SHAPE[0] * SHAPE[1], *entry.parameters["train"]["hidden_sizes"], CLASSES]
-        parameters = sum((inputs + 1) * outputs for inputs, outputs in pairwise(sizes))
+        sizes = _sizes(entry)
+        parameters = sum((inputs + 1) * outputs for inputs, outputs in pairwise(sizes or []))
         accuracies = entry.test_accuracies
         seconds = [result.seconds for result in entry.results if result.seconds is not None]
         cells = [
             name,
-            "-".join(map(str, sizes)),
-            f"{parameters:,}",
+            "-".join(map(str, sizes)) if sizes else "?",
+            f"{parameters:,}" if sizes else "?",
             f"{mean(accuracies):.2%}{_deviation(accuracies)}",
             f"{max(accuracies):.2%}",
             f"{min(accuracies):.2%}",
@@ -197,6 +211,20 @@ def table(studies: Studies) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _sizes(entry: Study) -> list[int] | None:
+    """Return the units of a study's layers, if its data set is a known one or the one at hand."""
+    description = MNIST  # or Fashion-MNIST, of the same shape with as many classes
+    if files := entry.parameters.get("fetch", {}).get("files"):
+        try:
+            description = load_description()
+        except InputError:
+            return None
+        if description.name != files["name"]:
+            return None
+    hidden = entry.parameters["train"]["hidden_sizes"]
+    return [description.pixels, *hidden, len(description.classes)]
 
 
 def _deviation(values: Sequence[float]) -> str:

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.pipeline.datasets import DESCRIPTION, MNIST, save_description
+
 ROOT = Path(__file__).resolve().parents[2]
 TRAINING_IMAGES = 1500
 TEST_IMAGES = 300
@@ -106,6 +108,7 @@ def write_raw_data(project: Path) -> None:
     """Write what the fetch stage would, but small."""
     raw = project / "data" / "raw"
     raw.mkdir(parents=True, exist_ok=True)
+    save_description(MNIST, raw / DESCRIPTION.name)
     for name, count, seed in (("train", TRAINING_IMAGES, 1), ("test", TEST_IMAGES, 2)):
         images, labels = images_and_labels(count, seed)
         np.save(raw / f"x_{name}.npy", images)
