@@ -279,7 +279,7 @@ def test_diverged_training_says_what_to_change(project: Path) -> None:
 def test_starting_weights_that_are_too_large_say_what_to_choose(project: Path) -> None:
     set_parameters(project, {"train": {"initialisation": "uniform"}})
     params = project / "params.yaml"
-    text = re.sub(r"(?<=hidden_sizes:\n).*\n", "    - 1536\n", params.read_text(encoding="utf-8"))
+    text = re.sub(r"(?<=hidden_sizes:\n).*\n", "  - 1536\n", params.read_text(encoding="utf-8"))
     params.write_text(text, encoding="utf-8")
     before = files(project)
     line = complaint(stage("train", project))
