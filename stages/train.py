@@ -22,9 +22,10 @@ from stages.core.state import State
 from stages.core.training import DivergedError, Epoch
 from stages.pipeline import threads
 from stages.pipeline.checkpoint import CHECKPOINT, fingerprint_of, load_checkpoint, save_checkpoint
-from stages.pipeline.command import InputError, raise_lost_interrupt, run
+from stages.pipeline.command import InputError, run
 from stages.pipeline.datasets import load_processed
 from stages.pipeline.files import save_csv
+from stages.pipeline.interrupts import raise_lost_interrupt
 from stages.pipeline.model_file import MODEL, save_model
 from stages.pipeline.params import PARAMS, TrainParams, load_params
 from stages.pipeline.schemas import CURVES

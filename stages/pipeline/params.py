@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from stages.pipeline.command import InputError
+from stages.pipeline.files import check_regular
 
 PARAMS = Path("params.yaml")
 
@@ -152,6 +153,7 @@ def read_document(path: Path) -> Any:
         InputError: the file is missing or not plain YAML.
     """
     try:
+        check_regular(path)
         text = path.read_bytes().decode()
         _refuse_unusual(path, text)
         root = yaml.compose(text, Loader=yaml.BaseLoader)
