@@ -29,6 +29,7 @@ from stages.pipeline.interrupts import raise_lost_interrupt
 from stages.pipeline.model_file import MODEL, save_model
 from stages.pipeline.params import PARAMS, TrainParams, load_params
 from stages.pipeline.schemas import CURVES
+from stages.pipeline.under_dvc import ancestors, ended
 
 
 def load_engine() -> ModuleType | None:
@@ -102,7 +103,8 @@ def train(
         section: the file and section of the parameters, for a refusal to name.
 
     Raises:
-        InputError: the initial weights are too large, or the training diverged.
+        InputError: the initial weights are too large, the training diverged, or the DVC that
+            started it has ended.
     """
     engine = load_engine()  # before the fingerprint, which covers the code that is loaded
     settings = params.model_dump()
@@ -111,6 +113,7 @@ def train(
         training_set = joined(training_set, validation_set)
     augmentation = Augmentation(**settings.pop("augmentation"))
     config = TrainConfig(**settings, augmentation=augmentation)
+    started_by = ancestors()
     curves: list[Epoch] = []
     resume: State | None = None
     match load_checkpoint(fingerprint, checkpoint) if engine else None:
@@ -133,6 +136,11 @@ def train(
 
         def on_epoch(epoch: Epoch) -> None:
             raise_lost_interrupt()
+            if gone := ended(started_by):
+                raise InputError(
+                    f"DVC: its process {gone[0]}, which started this training, has ended, so "
+                    "nobody would take the result; the training ends, too"
+                )
             curves.append(epoch)
             show(epoch)
 

@@ -15,7 +15,14 @@ import pytest
 import yaml
 from dvc.utils.hydra import apply_overrides
 
-from tests.checks.small_project import ROOT, SMALL, copy_project, isolated, set_parameters
+from tests.checks.small_project import (
+    ROOT,
+    SMALL,
+    copy_project,
+    fresh_parameters,
+    isolated,
+    set_parameters,
+)
 
 
 def run(project: Path, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -221,7 +228,7 @@ def test_an_experiment_runs_and_leaves_the_comments(project: Path) -> None:
 )
 def test_a_set_parameter_changes_its_own_line_alone(tmp_path: Path, setting: str) -> None:
     path = tmp_path / "params.yaml"
-    before = (ROOT / path.name).read_text(encoding="utf-8")
+    before = fresh_parameters()
     path.write_text(before, encoding="utf-8")
     apply_overrides(path, [setting])  # what `dvc exp run -S` does to the file
     after = path.read_text(encoding="utf-8")
@@ -292,7 +299,8 @@ def test_a_bad_value_is_one_clear_line_and_the_cache_has_what_was_there(
     assert done.returncode != 0
     # Our line comes first; DVC adds one of its own, which says what stage failed.
     ours, theirs = done.stderr.splitlines()
-    assert ours == line
+    # The bad value stays in params.yaml, where the next run finds it: the line says how to go back.
+    assert ours == f"{line}; params.yaml stays so until you edit it, or 'git restore params.yaml'"
     assert theirs.startswith("ERROR: failed to reproduce 'train'")
     assert "error" not in done.stdout
     # DVC removed what the stage was to make, and restores it.

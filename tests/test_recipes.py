@@ -14,11 +14,11 @@ import yaml
 from test_pipeline import comments, dvc, git, new_project, outputs, run, stages_run
 
 from stages.pipeline.command import InputError
-from tests.checks.small_project import ROOT
+from tests.checks.small_project import ROOT, fresh_parameters
 from tools.recipe import load_recipe
 
 RECIPES = yaml.safe_load((ROOT / "recipes.yaml").read_text(encoding="utf-8"))
-PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+PARAMS = yaml.safe_load(fresh_parameters())
 # Every kind of value, and a float that DVC must not turn into text.
 QUICK = RECIPES["simard"] | {
     "hidden_sizes": [8, 4],
@@ -44,8 +44,12 @@ def experiments(project: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "default"])
-def test_a_recipe_is_complete_and_valid(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
+def test_a_recipe_is_complete_and_valid(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "recipes.yaml", tmp_path)
+    (tmp_path / "params.yaml").write_text(fresh_parameters())
     assert load_recipe(name).model_dump() == PARAMS | {"train": RECIPES[name]}
 
 
@@ -92,7 +96,7 @@ def test_the_notebooks_recipe_is_the_notebooks() -> None:
 def test_a_bad_recipe_is_one_clear_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, line: str
 ) -> None:
-    shutil.copy(ROOT / "params.yaml", tmp_path)
+    (tmp_path / "params.yaml").write_text(fresh_parameters())
     (tmp_path / "recipes.yaml").write_text(text)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError) as refused:

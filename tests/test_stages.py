@@ -25,7 +25,13 @@ from stages.core.network import Layer
 from stages.pipeline.command import LOCKS, InputError, run
 from stages.pipeline.interrupts import raise_lost_interrupt
 from stages.pipeline.model_file import load_model, save_model
-from tests.checks.small_project import ROOT, copy_project, environment, set_parameters
+from tests.checks.small_project import (
+    ROOT,
+    copy_project,
+    environment,
+    fresh_parameters,
+    set_parameters,
+)
 
 STAGES = ["fetch", "preprocess", "train", "evaluate", "visualize"]
 Arrays = dict[str, NDArray[np.float32]]
@@ -194,7 +200,7 @@ def test_a_stage_without_parameters_says_so(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_every_stage_checks_all_parameters(tmp_path: Path, name: str) -> None:
-    parameters = (ROOT / "params.yaml").read_text()
+    parameters = fresh_parameters()
     (tmp_path / "params.yaml").write_text(parameters + "  marks: 3\n")
     line = complaint(stage(name, tmp_path))
     assert line.startswith("params.yaml: visualize.marks: unknown key")
@@ -202,7 +208,7 @@ def test_every_stage_checks_all_parameters(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", STAGES[1:])
 def test_a_stage_without_its_input_names_it(tmp_path: Path, name: str) -> None:
-    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    (tmp_path / "params.yaml").write_text(fresh_parameters())
     line = complaint(stage(name, tmp_path))
     named = Path(line.split(": ")[0])
     assert not (tmp_path / named).exists()

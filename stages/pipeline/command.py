@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from stages.pipeline import interrupts
+from stages.pipeline import interrupts, under_dvc
 
 if sys.platform != "win32":
     import fcntl
@@ -80,6 +80,11 @@ def _run(main: Callable[[], None], *, no_arguments: bool) -> None:
         about = (sys.modules[main.__module__].__doc__ or "").partition("\n\n")[0]
         epilog = "Its parameters are in params.yaml, and 'dvc repro' runs it when it is due."
         Parser(prog=f"python -m stages.{name}", description=about, epilog=epilog).parse_args()
+        if under_dvc.loses_its_result():
+            raise InputError(
+                "Git: a shallow clone, in which DVC loses the results of --temp and of the queue: "
+                "'git fetch --unshallow' first, or run the experiment without them"
+            )
     with single_instance(name):
         main()
 
