@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from stages.pipeline.command import LOCKS, InputError
 from stages.pipeline.params import FetchParams, Params, TrainParams, load_params
 from stages.pipeline.sources import SOURCES
+from tests.checks import small_project
 from tests.checks.small_project import ROOT, fresh_parameters
 
 COMMITTED = fresh_parameters()
@@ -364,3 +365,14 @@ def test_stage_ends_with_one_line_and_touches_nothing(tmp_path: Path) -> None:
         f"must be a number greater than 0 and at most 100{remedy(Path('params.yaml'))}\n"
     )
     assert {path.name for path in tmp_path.iterdir()} == {"params.yaml", LOCKS.parts[0]}
+
+
+def test_the_tests_do_not_see_the_users_parameters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = COMMITTED.replace("learning_rate: 0.4\n", "learning_rate: 1e-05\n")
+    used = used.replace("  - 64\n", "  - 800\n  - 400\n")
+    assert len(used.splitlines()) == len(COMMITTED.splitlines()) + 1
+    (tmp_path / "params.yaml").write_text(used)
+    monkeypatch.setattr(small_project, "ROOT", tmp_path)
+    assert fresh_parameters() == COMMITTED
