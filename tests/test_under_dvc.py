@@ -16,6 +16,7 @@ from test_pipeline import dvc, git, new_project, run
 
 from tests.checks.small_project import isolated, set_parameters
 
+TEXTBOOK = {"ENGINE": "textbook"}  # which need not be compiled in each copy
 ENDED = "which started this training, has ended"
 
 
@@ -23,7 +24,7 @@ ENDED = "which started this training, has ended"
 def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a project of two commits whose training takes minutes."""
     project = new_project(tmp_path_factory.mktemp("under_dvc") / "project")
-    set_parameters(project, {"train": {"epochs": 2000, "batch_size": 1, "learning_rate": 0.0001}})
+    set_parameters(project, {"train": {"epochs": 2000, "batch_size": 5, "learning_rate": 0.0001}})
     git(project, "add", ".")
     git(project, "commit", "--quiet", "--message=A long training")
     return project
@@ -81,8 +82,8 @@ def wait_for_the_end(process: psutil.Process) -> None:
 def test_a_training_ends_when_its_dvc_was_killed(project: Path) -> None:
     said = project.parent / "said"
     with said.open("wb") as file, subprocess.Popen(
-        [sys.executable, "-m", "dvc", "repro"], cwd=project, env=isolated(project), stdout=file,
-        stderr=file, start_new_session=True,
+        [sys.executable, "-m", "dvc", "repro"], cwd=project, env=isolated(project) | TEXTBOOK,
+        stdout=file, stderr=file, start_new_session=True,
     ) as repro:  # fmt: skip
         training = training_of(project)
         while "epoch  200/2000" not in said.read_text():
@@ -101,7 +102,7 @@ def test_a_training_ends_when_its_queue_worker_was_killed(project: Path) -> None
     subprocess.run(
         [sys.executable, "-m", "dvc", "queue", "start"],
         cwd=project,
-        env=isolated(project),
+        env=isolated(project) | TEXTBOOK,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         check=True,
