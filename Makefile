@@ -2,7 +2,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help repro recipe study experiments report push pull test verify bench lint lock
+.PHONY: help repro recipe study experiments report predict draw export walkthrough push pull test verify bench lint lock
 
 help: ## list the targets; times are those of two cores
 	@sed -n 's/^\([a-z ]*\):.*## \(.*\)/make \1	\2/p' Makefile | \
@@ -35,6 +35,22 @@ experiments: .venv/.ready ## rank this commit's experiments, the best first
 REV = HEAD
 report: .venv/.ready ## compare the workspace with REV=HEAD: reports/report.html
 	python -m tools.report -- "$(REV)"
+
+# PREDICT="--json" prints all probabilities, PREDICT="--picture FILE.png" shows what the network saw.
+predict: .venv/.ready ## say which digits IMAGES="photo.jpg scans/*.png" show
+	@python -m tools.predict $(PREDICT) -- $(IMAGES)
+
+draw: .venv/.ready ## put the network on a page to draw on: reports/draw.html
+	python -m tools.draw
+
+# Takes uint8 images as they are; each file's metadata has labels, accuracy and the model's hash.
+export: .venv/.ready ## write the model as ONNX, Keras and safetensors into models/
+	python -m tools.export
+
+walkthrough: .venv/.ready ## run docs/walkthrough.ipynb and save it with its outputs
+	python -m tools.repair_dvc
+	dvc repro --quiet fetch
+	python -m tools.walkthrough
 
 push: .venv/.ready ## send data, models and the run cache to DVC's remote
 	python -m tools.repair_dvc

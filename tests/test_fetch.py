@@ -181,7 +181,7 @@ def test_keras_gives_what_load_data_returns(
 
 
 def test_standard_error_is_silent_for_a_while_only(capfd: pytest.CaptureFixture[str]) -> None:
-    with sources._silent_stderr():
+    with sources.silent_stderr():
         os.write(2, b"noise\n")
     os.write(2, b"heard\n")
     assert capfd.readouterr().err == "heard\n"

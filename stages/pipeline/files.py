@@ -104,12 +104,17 @@ def save_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
     """
     with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:
         for name, array in arrays.items():
-            member = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-            member.create_system = 3  # Unix, on every system
-            member.external_attr = 0o600 << 16
             content = io.BytesIO()
             np.lib.format.write_array(content, np.asarray(array), allow_pickle=False)
-            archive.writestr(member, content.getvalue())
+            add_member(archive, f"{name}.npy", content.getvalue())
+
+
+def add_member(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
+    """Add a file to an archive so that its bytes depend on its name and content alone."""
+    member = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+    member.create_system = 3  # Unix, on every system
+    member.external_attr = 0o600 << 16
+    archive.writestr(member, content)
 
 
 def load_arrays(path: Path) -> dict[str, Array]:

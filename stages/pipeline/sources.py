@@ -118,7 +118,7 @@ def from_keras() -> Arrays:
     """
     # TensorFlow takes seconds to import: only who asks for it pays.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with _silent_stderr():
+    with silent_stderr():
         from tensorflow.keras.datasets import mnist
 
     timeout = socket.getdefaulttimeout()
@@ -245,7 +245,7 @@ def _retried(action: Callable[[], Any]) -> Any:
 
 
 @contextlib.contextmanager
-def _silent_stderr() -> Iterator[None]:
+def silent_stderr() -> Iterator[None]:
     """Drop what is written to standard error, by native code too.
 
     TensorFlow logs to the file descriptor before it reads `TF_CPP_MIN_LOG_LEVEL`.
