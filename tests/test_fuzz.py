@@ -40,10 +40,10 @@ from stages.pipeline.schemas import (
     parse_per_class,
 )
 from stages.plots import charts, drawing
-from tests.checks.small_project import ROOT, images_and_labels
+from tests.checks.small_project import ROOT, fresh_parameters, images_and_labels
 from tools import study
 
-PARAMS = (ROOT / "params.yaml").read_bytes()
+PARAMS = fresh_parameters().encode()
 TABLE = (
     b"epoch,train_loss,validation_loss,validation_accuracy\n"
     b"1,0.797244,0.321319,0.908800\n2,0.435169,0.212709,0.941800\n"

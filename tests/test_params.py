@@ -19,9 +19,10 @@ from pydantic import ValidationError
 from stages.pipeline.command import LOCKS, InputError
 from stages.pipeline.params import FetchParams, Params, TrainParams, load_params
 from stages.pipeline.sources import SOURCES
+from tests.checks import small_project
+from tests.checks.small_project import ROOT, fresh_parameters
 
-ROOT = Path(__file__).parents[1]
-COMMITTED = (ROOT / "params.yaml").read_text(encoding="utf-8")
+COMMITTED = fresh_parameters()
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,12 @@ def refusal(file: Path, content: str | bytes) -> str:
     assert line.splitlines() == [line]
     assert line.isprintable()
     assert line.startswith(f"{file}: ")
-    return line.removeprefix(f"{file}: ")
+    return line.removeprefix(f"{file}: ").removesuffix(remedy(file))
+
+
+def remedy(file: Path) -> str:
+    """Return how a line ends that refuses a value: `dvc exp run -S` leaves it in the file."""
+    return f"; {file} stays so until you edit it, or 'git restore {file}'"
 
 
 def test_committed_file_means_what_a_yaml_reader_sees(file: Path) -> None:
@@ -356,6 +362,17 @@ def test_stage_ends_with_one_line_and_touches_nothing(tmp_path: Path) -> None:
     assert ended.stdout == ""
     assert ended.stderr == (
         "error: params.yaml: train.learning_rate: -1: "
-        "must be a number greater than 0 and at most 100\n"
+        f"must be a number greater than 0 and at most 100{remedy(Path('params.yaml'))}\n"
     )
     assert {path.name for path in tmp_path.iterdir()} == {"params.yaml", LOCKS.parts[0]}
+
+
+def test_the_tests_do_not_see_the_users_parameters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = COMMITTED.replace("learning_rate: 0.4\n", "learning_rate: 1e-05\n")
+    used = used.replace("  - 64\n", "  - 800\n  - 400\n")
+    assert len(used.splitlines()) == len(COMMITTED.splitlines()) + 1
+    (tmp_path / "params.yaml").write_text(used)
+    monkeypatch.setattr(small_project, "ROOT", tmp_path)
+    assert fresh_parameters() == COMMITTED

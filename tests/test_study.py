@@ -18,7 +18,8 @@ import pytest
 import yaml
 
 from stages.core.data import LabelledImages
-from stages.pipeline.command import INTERRUPTED, InputError
+from stages.pipeline.command import InputError
+from stages.pipeline.interrupts import INTERRUPTED
 from stages.pipeline.params import TrainParams
 from stages.train import Trained, train
 from tests.checks.small_project import ROOT, copy_project, environment, set_parameters

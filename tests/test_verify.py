@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import pytest
 from stages.pipeline.datasets import DESCRIPTION, MNIST, save_description
 from tests.checks import variations, verify
 from tests.checks.machines import Machine, NoMachineError, other_python, output, simd_features
-from tests.checks.small_project import ROOT, images_and_labels, set_parameters
+from tests.checks.small_project import ROOT, fresh_parameters, images_and_labels, set_parameters
 from tests.checks.variations import UNCHANGED, VARIATIONS, StageFailedError, Variation, run_python
 
 RECORDED = verify.Run(
@@ -208,7 +207,7 @@ def project(tmp_path: Path) -> Path:
     """A folder ready to train in: 500 images, one epoch."""
     folder = tmp_path / "project"
     variations.copy_tree(ROOT / "stages", folder / "stages")
-    shutil.copy(ROOT / "params.yaml", folder)
+    (folder / "params.yaml").write_text(fresh_parameters())
     set_parameters(folder, {"train": {"epochs": 1, "batch_size": 50}})
     for part, name, shape in (
         ("processed", "train", (-1, 784)),

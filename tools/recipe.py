@@ -9,6 +9,7 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,9 @@ def load_recipe(name: str) -> Params:
 
 def _committed(path: Path) -> bytes:
     try:
-        content: bytes = DVCFileSystem(rev="HEAD").read_bytes(str(path))
+        # `DVCFileSystem(rev="HEAD")` starts from Git's root, the project's may be below.
+        with Repo() as repo, repo.switch("HEAD"), closing(DVCFileSystem(repo=repo)) as files:
+            content: bytes = files.read_bytes(str(path))
     except (DvcException, FileNotFoundError) as error:
         raise InputError(f"{path}: no committed version: {' '.join(str(error).split())}") from None
     return content

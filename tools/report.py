@@ -30,7 +30,7 @@ from stages.core.metrics import confusion_matrix
 from stages.core.network import Layer
 from stages.pipeline.command import InputError, Parser, run
 from stages.pipeline.datasets import DESCRIPTION, MNIST, Description, parse_description
-from stages.pipeline.files import atomic_write
+from stages.pipeline.files import atomic_write, check_regular
 from stages.pipeline.model_file import MODEL, load_model
 from stages.pipeline.params import PARAMS, validated
 from stages.pipeline.schemas import (
@@ -53,6 +53,7 @@ from tools.verdict import Judged, verdict
 REPORT = Path("reports/report.html")
 TEMPLATE = Path(__file__).with_suffix(".html")
 WORKSPACE = "workspace"
+THE_WORKSPACE = "the workspace"  # as the page calls it
 WEIGHTS = "reports/first_layer_weights.png"
 # The page draws these anew, with both sides in one or on one scale.
 REDRAWN = {"reports/learning_curves.png", "reports/confusion_matrix.png", WEIGHTS}
@@ -142,7 +143,7 @@ def read_side(repo: Repo, revision: str) -> Side:
     Raises:
         InputError: there is no such revision, or its dvc.yaml is damaged.
     """
-    name, about, commit = "the workspace", "", WORKSPACE
+    name, about, commit = THE_WORKSPACE, "", WORKSPACE
     if revision != WORKSPACE:
         try:
             found = repo.scm.resolve_commit(resolve_rev(repo.scm, revision))
@@ -165,6 +166,8 @@ def read_side(repo: Repo, revision: str) -> Side:
 
 def _content(files: DVCFileSystem, path: str, name: str) -> bytes | str:
     try:
+        if name == THE_WORKSPACE and Path(path).exists():
+            check_regular(Path(path))
         content: bytes = files.read_bytes(path)
     except FileNotFoundError:
         return f"{path} is not in {name}."

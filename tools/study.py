@@ -24,7 +24,7 @@ from stages.core.data import LabelledImages
 from stages.core.prediction import quantise, score
 from stages.pipeline.command import InputError, Parser, run
 from stages.pipeline.datasets import MNIST, load_description, load_processed, load_raw
-from stages.pipeline.files import atomic_write, save_json
+from stages.pipeline.files import atomic_write, check_regular, save_json
 from stages.pipeline.params import PARAMS, Params
 from stages.plots import charts, drawing, png
 from stages.train import train
@@ -102,6 +102,7 @@ def load_studies() -> Studies:
         InputError: the file is damaged.
     """
     try:
+        check_regular(STUDIES)
         return TypeAdapter(Studies).validate_json(STUDIES.read_bytes())
     except FileNotFoundError:
         return {}

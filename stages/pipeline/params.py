@@ -12,6 +12,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from stages.core.data import MOST_CLASSES
 from stages.pipeline.command import InputError
+from stages.pipeline.files import check_regular
+from stages.pipeline.under_dvc import in_another_folder
 
 PARAMS = Path("params.yaml")
 
@@ -154,9 +156,18 @@ def load_params(path: Path = PARAMS) -> Params:
 
     Raises:
         InputError: the file is missing, not plain YAML, or holds a parameter that is unknown,
-            missing, of the wrong type or out of range. The line names the first few of these.
+            missing, of the wrong type or out of range. The line names the first few of these,
+            and how to go back: `dvc exp run -S` leaves a refused value in the file.
     """
-    return validated(read_document(path), path)
+    document = read_document(path)
+    try:
+        return validated(document, path)
+    except InputError as error:
+        if in_another_folder():
+            raise
+        raise InputError(
+            f"{error}; {path} stays so until you edit it, or 'git restore {path}'"
+        ) from None
 
 
 def validated(document: Any, name: object) -> Params:
@@ -193,6 +204,7 @@ def read_document(path: Path) -> Any:
         InputError: the file is missing or not plain YAML.
     """
     try:
+        check_regular(path)
         text = path.read_bytes().decode()
         _refuse_unusual(path, text)
         root = yaml.compose(text, Loader=yaml.BaseLoader)
