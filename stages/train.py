@@ -88,6 +88,7 @@ def train(
     validation_set: LabelledImages,
     checkpoint: Path,
     section: str,
+    check: Callable[[], None] = raise_lost_interrupt,
 ) -> Trained:
     """Train a network, telling its progress.
 
@@ -99,6 +100,7 @@ def train(
             from, and where its state is saved now and then; the caller removes it, once the result
             is safe.
         section: the file and section of the parameters, for a refusal to name.
+        check: called after every epoch; what it raises ends the training.
 
     Raises:
         InputError: the initial weights are too large, or the training diverged.
@@ -131,7 +133,7 @@ def train(
     with progress_bar(params.epochs, len(curves)) as show:
 
         def on_epoch(epoch: Epoch) -> None:
-            raise_lost_interrupt()
+            check()
             curves.append(epoch)
             show(epoch)
 

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -37,10 +37,13 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{self.prog}: {message}; --help says what is allowed")
 
 
-def run(main: Callable[[], None], *, no_arguments: bool = False) -> None:
+def run(
+    main: Callable[[], None], *, no_arguments: bool = False, single: bool = True
+) -> None:
     """Run a script's `main` and exit with 0, or with 1 and one line for a bad input.
 
-    With `no_arguments`, as for a stage, the command line may only ask for help.
+    With `no_arguments`, as for a stage, the command line may only ask for help. Unless `single`,
+    several instances may run in this folder.
 
     A full disk, a missing permission or too little memory is the user's to repair as well, so an
     `OSError` or a `MemoryError` is reported in the same way. Ctrl-C exits with 130, as shells
@@ -53,7 +56,7 @@ def run(main: Callable[[], None], *, no_arguments: bool = False) -> None:
             about = (sys.modules[main.__module__].__doc__ or "").partition("\n\n")[0]
             epilog = "Its parameters are in params.yaml, and 'dvc repro' runs it when it is due."
             Parser(prog=f"python -m stages.{name}", description=about, epilog=epilog).parse_args()
-        with single_instance(name):
+        with single_instance(name) if single else nullcontext():
             main()
     except InputError as error:
         sys.exit(_one_line(f"error: {error}"))
