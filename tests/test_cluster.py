@@ -182,6 +182,11 @@ def test_a_lost_scheduler_ends_all_with_one_line_and_keeps_the_finished_seeds(
     study.until("no worker yet: 'make worker SCHEDULER=tcp://")
     worker = start(clone, "tools.worker", address)  # it may come late
     study.until("1 of 50 done, 1 running")
+    worker.popen.send_signal(signal.SIGINT)
+    assert worker.ended()[0] == 130
+    study.until("is gone; 1 of 50 done, 0 running, 0 failed")
+    worker = start(clone, "tools.worker", address)
+    study.until("2 of 50 done, 1 running")
     server.popen.kill()
     status, line = study.ended()
     assert status == 1

@@ -6,6 +6,7 @@ then gets its part, and a seed of a worker that has died goes to the next that i
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import time
@@ -26,7 +27,9 @@ from distributed import Client, Future, LocalCluster
 from stages.pipeline.command import InputError
 from tools.revision import revision
 from tools.seed import Result, Sets, Task
-from tools.worker import PATIENCE, SEEDS_OF
+from tools.worker import ADDRESS, PATIENCE, SEEDS_OF, AbandonedError
+
+logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # it has a level of its own
 
 MOST_LOCAL = 64
 MOST_DEATHS = 3
@@ -81,10 +84,10 @@ def _connected(cluster: str) -> Iterator[tuple[Client, str]]:
         with server, Client(server) as client:
             yield client, resource
         return
-    if not re.fullmatch(r"(tcp|tls)://[^\s/]+:[0-9]+", cluster):
+    if not ADDRESS.fullmatch(cluster):
         raise InputError(
-            f"CLUSTER: {cluster}: must be local:N for 1 to {MOST_LOCAL} workers on this machine, or "
-            "a scheduler's address such as tcp://host:8786"
+            f"CLUSTER: {cluster}: must be local:N for 1 to {MOST_LOCAL} workers on this machine, "
+            "or a scheduler's address such as tcp://host:8786"
         )
     resource = SEEDS_OF + revision()
     try:
@@ -100,9 +103,7 @@ def _connected(cluster: str) -> Iterator[tuple[Client, str]]:
 class _Study:
     """The tasks of a study: waiting, running on a worker each, done or failed."""
 
-    def __init__(
-        self, client: Client, resource: str, cluster: str, tasks: Sequence[Task]
-    ) -> None:
+    def __init__(self, client: Client, resource: str, cluster: str, tasks: Sequence[Task]) -> None:
         self._client = client
         self._resource = resource
         self._cluster = cluster
@@ -128,14 +129,15 @@ class _Study:
                 workers = self._workers()
             for address, (task, future) in list(self._running.items()):
                 self._collect(address, task, future, done, failed)
-            for address in self._running.keys() - workers:
+            for address in self._running.keys() - workers.keys():
                 self._return(address, failed)
-            free = [address for address in workers if address not in self._running]
+            ready = [address for address, takes_seeds in workers.items() if takes_seeds]
+            free = [address for address in ready if address not in self._running]
             if self._waiting and free:
                 with self._asking():
                     # The last worker that held the images may have died.
                     if data is None or data.status != "finished":
-                        (data,) = self._client.scatter([copies], workers=workers, broadcast=True)
+                        (data,) = self._client.scatter([copies], workers=ready, broadcast=True)
                     for address in free[: len(self._waiting)]:
                         self._submit(self._waiting.popleft(), address, data)
                 self._say("")
@@ -160,33 +162,41 @@ class _Study:
                 "seeds are kept, and the same command goes on from there"
             ) from None
 
-    def _workers(self) -> list[str]:
-        """Return the addresses of the workers that may train for this study; refuse others."""
-        found = []
+    def _workers(self) -> dict[str, bool]:
+        """Return by address the workers for this study, and whether each takes seeds.
+
+        Others of ours are refused; a cluster may have workers for other work as well.
+        """
+        found: dict[str, bool] = {}
         known = self._client.sync(
             self._client.scheduler.identity, n_workers=-1, callback_timeout=PATIENCE
         )["workers"]
         for address, worker in known.items():
             ours = [name for name in worker["resources"] if name.startswith(SEEDS_OF)]
             if self._resource in ours:
-                found.append(address)
+                found[address] = worker["status"] == "running"  # not about to close
             elif ours and address not in self._refused:
                 self._refused.add(address)
-                other, wanted = (name.removeprefix(SEEDS_OF)[:12] for name in (ours[0], self._resource))
+                other, wanted = (
+                    name.removeprefix(SEEDS_OF)[:12] for name in (ours[0], self._resource)
+                )
                 line = f"{address}: commit {other}: must be {wanted}, the study's"
                 print(f"worker refused: {line}", flush=True)
                 self._client.run(_refusal(line), workers=[address], on_error="ignore")
-        if not (found or self._running or self._alone):
-            print(f"no worker yet: 'make worker SCHEDULER={self._cluster}' in a clone of "
-                  f"commit {self._resource.removeprefix(SEEDS_OF)[:12]} starts one", flush=True)
+        if not (found or self._alone or self._cluster.startswith("local:")):
+            print(
+                f"no worker yet: 'make worker SCHEDULER={self._cluster}' in a clone of "
+                f"commit {self._resource.removeprefix(SEEDS_OF)[:12]} starts one",
+                flush=True,
+            )
         self._alone = not found
         return found
 
     def _submit(self, task: Task, address: str, data: Future) -> None:
         self._attempts += 1
         future = self._client.submit(
-            _trainer(), task.params.model_dump(), task.section, data, key=f"{task} ({self._attempts})",
-            workers=[address], allow_other_workers=False, pure=False,
+            _trainer(), task.params.model_dump(), task.section, data, pure=False,
+            key=f"{task} ({self._attempts})", workers=[address], allow_other_workers=False,
         )  # fmt: skip
         self._running[address] = _Running(task, future)
 
@@ -194,12 +204,13 @@ class _Study:
         self, address: str, task: Task, future: Future, done: Done, failed: Failed
     ) -> None:
         """Take the outcome of a task that has ended."""
-        if future.status == "pending":
+        if future.status == "pending" or self._client.status != "running":
             return
         try:
             outcome = future.result(timeout=PATIENCE)
-        except (OSError, TimeoutError, CancelledError):
-            return  # the worker died with it
+        except (AbandonedError, OSError, TimeoutError, CancelledError):
+            self._return(address, failed)
+            return
         except Exception as error:
             outcome = f"{task.section}: {type(error).__name__}: {error}"
         del self._running[address]
@@ -214,7 +225,7 @@ class _Study:
             self._say(f"{task}: {result.test_accuracy:.2%}; ")
 
     def _return(self, address: str, failed: Failed) -> None:
-        """Take a task back from a worker that has died."""
+        """Take a task back from a worker that has died or leaves."""
         task, future = self._running.pop(address)
         future.cancel()
         self._deaths[str(task)] += 1

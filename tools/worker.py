@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -32,6 +33,7 @@ from tools.seed import Sets, trained_and_scored
 CHECKPOINTS = Path(".dvc/tmp")
 SEEDS_OF = "exact-mnist "
 """Begins the name of the resource, in Dask's sense, that a worker has: seeds of a commit."""
+ADDRESS = re.compile(r"(tcp|tls)://[^\s/]+:[0-9]+")
 PATIENCE = 30  # seconds that a scheduler may take to answer
 
 
@@ -43,8 +45,10 @@ def main() -> None:
     """Join a cluster; leave it when the scheduler ends, or on Ctrl-C."""
     parser = Parser(prog="python -m tools.worker", description=__doc__)
     parser.add_argument("scheduler", help="its address, such as tcp://host:8786")
-    address, commit = parser.parse_args().scheduler, revision()
-    code = asyncio.run(_serve(address, commit))
+    address = parser.parse_args().scheduler
+    if not ADDRESS.fullmatch(address):
+        raise InputError(f"SCHEDULER: {address}: must be an address such as tcp://host:8786")
+    code = asyncio.run(_serve(address, revision()))
     os._exit(code)  # a training thread may be in the middle of an epoch
 
 
@@ -65,7 +69,7 @@ async def _serve(address: str, commit: str) -> int:
         await asyncio.wait([start, interrupt], return_when=asyncio.FIRST_COMPLETED)
         if not interrupt.done():
             await start
-    except (OSError, ValueError, asyncio.TimeoutError) as error:
+    except (OSError, ValueError, TimeoutError) as error:
         reason = " ".join(str(error).split()) or f"no scheduler answers within {PATIENCE} s"
         raise InputError(f"SCHEDULER: {address}: {reason}") from None
     print(f"joined {address} with commit {commit[:12]}", flush=True)
@@ -88,7 +92,7 @@ def dask_setup(worker: Worker) -> None:
         name = SEEDS_OF + revision()
         worker.state.total_resources[name] = worker.state.available_resources[name] = 1
     # Many workers in one terminal or log: the study tells the progress.
-    sys.stdout = sys.stderr = open(os.devnull, "w")
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
 def train_seed(settings: dict[str, Any], section: str, sets: Sets) -> dict[str, Any] | str:
@@ -102,7 +106,11 @@ def train_seed(settings: dict[str, Any], section: str, sets: Sets) -> dict[str, 
 
     def check() -> None:
         task = worker.state.tasks.get(key)
-        if not task or task.state == "cancelled" or worker.status in (Status.closing, Status.closed):
+        if (
+            not task
+            or task.state == "cancelled"
+            or worker.status in (Status.closing, Status.closed)
+        ):
             raise AbandonedError
 
     # Arrays that came over the network are read-only, for which Numba would compile anew.

@@ -37,9 +37,7 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{self.prog}: {message}; --help says what is allowed")
 
 
-def run(
-    main: Callable[[], None], *, no_arguments: bool = False, single: bool = True
-) -> None:
+def run(main: Callable[[], None], *, no_arguments: bool = False, single: bool = True) -> None:
     """Run a script's `main` and exit with 0, or with 1 and one line for a bad input.
 
     With `no_arguments`, as for a stage, the command line may only ask for help. Unless `single`,
