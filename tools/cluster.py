@@ -21,6 +21,7 @@ from stages.pipeline import threads  # (before NumPy)
 
 # isort: split
 os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "critical")  # one line is ours to say
+import dask
 import numpy as np
 from distributed import Client, Future, LocalCluster
 
@@ -32,8 +33,6 @@ from tools.worker import ADDRESS, PATIENCE, SEEDS_OF, AbandonedError
 logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # it has a level of its own
 
 MOST_LOCAL = 64
-MOST_DEATHS = 3
-"""Workers that may die over one seed before it counts as failed: Dask's own allowed-failures."""
 POLL = 0.25  # seconds
 
 Done = Callable[[Task, Result, float | None], None]
@@ -229,9 +228,10 @@ class _Study:
         task, future = self._running.pop(address)
         future.cancel()
         self._deaths[str(task)] += 1
-        if self._deaths[str(task)] > MOST_DEATHS:
+        deaths = self._deaths[str(task)]
+        if deaths > dask.config.get("distributed.scheduler.allowed-failures"):
             self._failed += 1
-            failed(task, f"{task.section}: {MOST_DEATHS + 1} workers died over it")
+            failed(task, f"{task.section}: {deaths} workers left or died over it")
         else:
             self._waiting.appendleft(task)
         self._say(f"{task}: its worker {address} is gone; ")

@@ -247,10 +247,8 @@ def studies(accuracies: Mapping[str, Sequence[float]]) -> Figure:
     low, high = np.log10(ticks[0]), np.log10(ticks[-1])
 
     settings = {name: re.findall(r" train\.(\S+=\S+)", name) for name in best_first}
-    widest = max(
-        (text_width(line, 22, bold=True) for lines in settings.values() for line in lines),
-        default=0,
-    )
+    lines_of_all = [line for lines in settings.values() for line in lines]
+    widest = max((text_width(line, 22, bold=True) for line in lines_of_all), default=0)
     left, top = min(max(300, MARGIN + widest + 40), 700), 190
     width = 1340 - left
     pitch = max(100, *(68 + 28 * len(lines) for lines in settings.values()))
