@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import yaml
 
 from stages.pipeline.command import INTERRUPTED, InputError
 from tests.checks.small_project import ROOT, copy_project, environment, isolated
-from tools import grid
+from tools import cluster, grid
 from tools.recipe import load_recipe
 
 SIMARD = yaml.safe_load((ROOT / "recipes.yaml").read_text(encoding="utf-8"))["simard"]
@@ -230,13 +231,12 @@ def test_a_worker_with_changed_code_is_refused(clone: Path, start: Callable[...,
     assert line.startswith("error: requirements.lock: differs from commit ")
 
 
-@pytest.mark.parametrize("cluster", ["local:0", "local:many", "host:8786", "tcp://host"])
-def test_what_is_no_cluster_is_refused(
-    project: Path, cluster: str, start: Callable[..., Process]
-) -> None:
-    status, line = start(project, "tools.study", f"--cluster={cluster}", "long", "1").ended()
-    assert status == 1
-    assert line.startswith(f"error: CLUSTER: {cluster}: must be local:N for 1 to 64 workers")
+@pytest.mark.parametrize("name", ["local:0", "local:many", "host:8786", "tcp://host"])
+def test_what_is_no_cluster_is_refused(name: str) -> None:
+    nothing = np.zeros(0)
+    with pytest.raises(InputError) as refusal:
+        cluster.train(name, [], ((nothing, nothing),) * 3, pytest.fail, pytest.fail)
+    assert str(refusal.value).startswith(f"CLUSTER: {name}: must be local:N for 1 to 64 workers")
 
 
 def test_a_grid_has_one_name_for_each_combination(monkeypatch: pytest.MonkeyPatch) -> None:
