@@ -98,6 +98,7 @@ def train(
     checkpoint: Path,
     section: str,
     loop: Callable[..., list[Layer]] | None = None,
+    check: Callable[[], None] = raise_lost_interrupt,
 ) -> Trained:
     """Train a network, telling its progress.
 
@@ -110,6 +111,7 @@ def train(
             is safe.
         section: the file and section of the parameters, for a refusal to name.
         loop: trains instead of the engine, called as `stages.core.training.train`.
+        check: called after every epoch; what it raises ends the training.
 
     Raises:
         InputError: the initial weights are too large, the training diverged, or the DVC that
@@ -145,7 +147,7 @@ def train(
     with progress_bar(params.epochs, len(curves)) as show:
 
         def on_epoch(epoch: Epoch) -> None:
-            raise_lost_interrupt()
+            check()
             if gone := ended(started_by):
                 raise InputError(
                     f"DVC: its process {gone[0]}, which started this training, has ended, so "

@@ -521,6 +521,16 @@ def test_studies_are_sorted_with_a_ring_for_each_seed():
         assert (np.diff(line) == 1).sum() == 2 * seeds
 
 
+def test_combinations_of_a_grid_show_their_settings_whole():
+    names = [f"deep train.augmentation.smoothness=4.0 train.epochs={epochs}" for epochs in (30, 60)]
+    shown = words(charts.studies({names[0]: [0.98], names[1]: [0.99], "plain": [0.97]}))
+    assert [word for word in shown if word in ("deep", "plain") or "=" in word] == [
+        *("deep", "augmentation.smoothness=4.0", "epochs=60"),
+        *("deep", "augmentation.smoothness=4.0", "epochs=30"),
+        "plain",
+    ]
+
+
 def test_an_augmented_sample_shows_in_orange_what_only_the_original_has():
     original = np.zeros((1, 28, 28), np.uint8)
     original[0, 3, 4], original[0, 5, 6] = 255, 200

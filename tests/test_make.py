@@ -42,6 +42,13 @@ def test_a_run_ends_with_its_result(target: str) -> None:
     assert last == "python -m tools.summary"
 
 
+def test_only_a_study_on_a_cluster_installs_dask() -> None:
+    for arguments, expected in (([], False), (["CLUSTER=local:2"], True)):
+        new = "--what-if=requirements-dask.lock"
+        commands = make("--dry-run", "--assume-old=.venv/.ready", new, "study", *arguments)
+        assert ("-r requirements-dask.lock" in commands) == expected
+
+
 def test_the_result_is_the_test_accuracy_and_where_the_pictures_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

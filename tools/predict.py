@@ -166,4 +166,4 @@ def _printable(text: str) -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, single=False)

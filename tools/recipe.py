@@ -79,16 +79,16 @@ def _committed(path: Path) -> bytes:
 
 def settings(now: Params, wanted: Params) -> list[str]:
     """Return the arguments of `dvc exp run` that change the one set of parameters to the other."""
-    old, new = (dict(_leaves(params.model_dump())) for params in (now, wanted))
+    old, new = (dict(leaves(params.model_dump())) for params in (now, wanted))
     changes = [f"{key}={_hydra(value)}" for key, value in new.items() if value != old[key]]
     return [argument for change in changes for argument in ("-S", change)]
 
 
-def _leaves(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield every value under its path, such as `train.augmentation.shift`."""
     for key, value in document.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NoReturn
 
@@ -38,10 +38,11 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{self.prog}: {message}; --help says what is allowed")
 
 
-def run(main: Callable[[], None], *, no_arguments: bool = False) -> None:
+def run(main: Callable[[], None], *, no_arguments: bool = False, single: bool = True) -> None:
     """Run a script's `main` and exit with 0, or with 1 and one line for a bad input.
 
-    With `no_arguments`, as for a stage, the command line may only ask for help.
+    With `no_arguments`, as for a stage, the command line may only ask for help. Unless `single`,
+    several instances may run in this folder.
 
     A full disk, a missing permission or too little memory is the user's to repair as well, so an
     `OSError` or a `MemoryError` is reported in the same way. Ctrl-C exits with 130, as shells
@@ -49,7 +50,7 @@ def run(main: Callable[[], None], *, no_arguments: bool = False) -> None:
     """
     with _one_line_on_interrupt():
         try:
-            _run(main, no_arguments=no_arguments)
+            _run(main, no_arguments, single)
         except InputError as error:
             sys.exit(_one_line(f"error: {error}"))
         except OSError as error:
@@ -75,7 +76,7 @@ def _one_line_on_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _run(main: Callable[[], None], *, no_arguments: bool) -> None:
+def _run(main: Callable[[], None], no_arguments: bool, single: bool) -> None:
     name = Path(inspect.getfile(main)).stem
     if no_arguments:
         about = (sys.modules[main.__module__].__doc__ or "").partition("\n\n")[0]
@@ -86,7 +87,7 @@ def _run(main: Callable[[], None], *, no_arguments: bool) -> None:
                 "Git: a shallow clone, in which DVC loses the results of --temp and of the queue: "
                 "'git fetch --unshallow' first, or run the experiment without them"
             )
-    with single_instance(name):
+    with single_instance(name) if single else nullcontext():
         main()
 
 
