@@ -2,7 +2,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help repro recipe train study experiments report predict draw export walkthrough push pull test verify bench lint lock
+.PHONY: help repro recipe train study worker experiments report predict draw export walkthrough push pull test verify bench lint lock
 
 help: ## list the targets; times are those of two cores
 	@sed -n 's/^\([a-z ]*\):.*## \(.*\)/make \1	\2/p' Makefile | \
@@ -30,11 +30,16 @@ train: .venv/.mpi ## train over MPI with RANKS=2, on HOSTS=file or here
 	dvc commit --quiet --force train
 
 # Scores the network of each seed from 1 to SEEDS on the test set, once.
+# CLUSTER=local:2 or tcp://host:8786 shares the seeds out to Dask's workers, and
+# SET="train.learning_rate=0.1,0.2 train.epochs=30,60" trains every combination: docs/studies.md.
 SEEDS = 5
-study: .venv/.ready ## train RECIPE=name with the seeds 1 to SEEDS=5
+study: .venv/.ready $(if $(CLUSTER),.venv/.dask) ## train RECIPE=name with the seeds 1 to SEEDS=5
 	python -m tools.repair_dvc
 	dvc repro --quiet preprocess
-	python -m tools.study -- "$(RECIPE)" "$(SEEDS)"
+	python -m tools.study --cluster="$(CLUSTER)" --set="$(SET)" -- "$(RECIPE)" "$(SEEDS)"
+
+worker: .venv/.dask ## train seeds for the studies on SCHEDULER=tcp://host:8786
+	python -m tools.worker -- "$(SCHEDULER)"
 
 # In a table that fits a terminal: the parameters that differ, one figure, no hashes.
 experiments: .venv/.ready ## rank this commit's experiments, the best first
@@ -68,7 +73,7 @@ push: .venv/.ready ## send data, models and the run cache to DVC's remote
 pull: .venv/.ready ## get them from there
 	python -m tools.share pull
 
-test: .venv/.ready .venv/.mpi ## run the tests: about twelve minutes
+test: .venv/.ready .venv/.mpi .venv/.dask ## run the tests: about twelve minutes
 	pytest --cov --cov-report=term:skip-covered
 
 # VERIFY="--quick --vary all" runs it under variations; see tests/checks/verify.py.
@@ -94,10 +99,15 @@ lint: .venv/.ready ## check style and types
 		--no-deps -r requirements.lock -r requirements-dev.lock
 	@touch $@
 
-# MPI lies on top: whoever trains on one machine does without.
+# On top of .venv, for whoever trains on many machines.
 .venv/.mpi: .venv/.ready requirements-mpi.lock
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
 		--no-deps -r requirements-mpi.lock
+	@touch $@
+
+.venv/.dask: .venv/.ready requirements-dask.lock
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+		--no-deps -r requirements-dask.lock
 	@touch $@
 
 # For Linux, pip's configuration must lead to PyTorch's CPU build: the default index has only builds
@@ -117,6 +127,7 @@ LOCK = uv pip compile --quiet --universal --python-version 3.11 --generate-hashe
 lock: ## pin the newest packages for every platform at once; needs uv
 	$(LOCK) pyproject.toml -o requirements.lock
 	$(LOCK) --group dev -c requirements.lock -o requirements-dev.lock
+	$(LOCK) --group dask -c requirements.lock -c requirements-dev.lock -o requirements-dask.lock
 	$(LOCK) --group bench -c requirements.lock -o requirements-bench.lock
 	$(LOCK) --group mpi -c requirements.lock -o requirements-mpi.lock
 	sed -i "s/^torch==\([^ ]*\)/torch==\1+cpu ; sys_platform == 'linux' \\\\\n    --hash=$(TORCH_CPU)\ntorch==\1 ; sys_platform != 'linux'/" requirements-bench.lock

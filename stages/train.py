@@ -22,12 +22,14 @@ from stages.core.state import State
 from stages.core.training import DivergedError, Epoch
 from stages.pipeline import threads
 from stages.pipeline.checkpoint import CHECKPOINT, fingerprint_of, load_checkpoint, save_checkpoint
-from stages.pipeline.command import InputError, ending_at_once, raise_lost_interrupt, run
+from stages.pipeline.command import InputError, ending_at_once, run
 from stages.pipeline.datasets import load_processed
 from stages.pipeline.files import save_csv
+from stages.pipeline.interrupts import raise_lost_interrupt
 from stages.pipeline.model_file import MODEL, save_model
 from stages.pipeline.params import PARAMS, TrainParams, load_params
 from stages.pipeline.schemas import CURVES
+from stages.pipeline.under_dvc import ancestors, ended
 
 
 def load_engine() -> ModuleType | None:
@@ -96,6 +98,7 @@ def train(
     checkpoint: Path,
     section: str,
     loop: Callable[..., list[Layer]] | None = None,
+    check: Callable[[], None] = raise_lost_interrupt,
 ) -> Trained:
     """Train a network, telling its progress.
 
@@ -108,9 +111,11 @@ def train(
             is safe.
         section: the file and section of the parameters, for a refusal to name.
         loop: trains instead of the engine, called as `stages.core.training.train`.
+        check: called after every epoch; what it raises ends the training.
 
     Raises:
-        InputError: the initial weights are too large, or the training diverged.
+        InputError: the initial weights are too large, the training diverged, or the DVC that
+            started it has ended.
     """
     # Before the fingerprint, which covers the code that is loaded.
     engine = None if loop else load_engine()
@@ -120,6 +125,7 @@ def train(
         training_set = joined(training_set, validation_set)
     augmentation = Augmentation(**settings.pop("augmentation"))
     config = TrainConfig(**settings, augmentation=augmentation)
+    started_by = ancestors()
     curves: list[Epoch] = []
     resume: State | None = None
     match load_checkpoint(fingerprint, checkpoint):
@@ -141,7 +147,12 @@ def train(
     with progress_bar(params.epochs, len(curves)) as show:
 
         def on_epoch(epoch: Epoch) -> None:
-            raise_lost_interrupt()
+            check()
+            if gone := ended(started_by):
+                raise InputError(
+                    f"DVC: its process {gone[0]}, which started this training, has ended, so "
+                    "nobody would take the result; the training ends, too"
+                )
             curves.append(epoch)
             show(epoch)
 

@@ -22,7 +22,7 @@ from stages.core.network import Layer, Parameters
 from stages.core.prediction import classify
 from stages.core.training import train
 from stages.pipeline.command import InputError
-from stages.pipeline.datasets import CLASS_NAMES, SHAPE
+from stages.pipeline.datasets import MNIST
 from stages.pipeline.schemas import Scored
 from tests.checks.browsers import Browser, Chromium, Firefox, Point
 from tools import draw, handwriting
@@ -99,7 +99,7 @@ def scored(trained: Parameters, mnist: dict[str, Array]) -> Scored:
 @pytest.fixture(scope="module")
 def page(trained: Parameters, scored: Scored, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("draw") / "draw.html"
-    path.write_text(draw.page(trained, scored, SHAPE, CLASS_NAMES), encoding="utf-8")
+    path.write_text(draw.page(trained, scored, MNIST.shape, MNIST.classes), encoding="utf-8")
     return path
 
 
@@ -126,7 +126,7 @@ def node(script: str, **data: Any) -> Any:
 def assert_same_bits(parameters: Parameters, images: Array, answers: Sequence[Any]) -> None:
     """Check [digit, probabilities] of each image; JSON keeps every bit of a float64."""
     expected = classify(parameters, images)
-    assert [digit for digit, _ in answers] == expected.digits.tolist()
+    assert [digit for digit, _ in answers] == expected.classes.tolist()
     found = np.array([probabilities for _, probabilities in answers])
     assert found.tobytes() == expected.probabilities.tobytes()
 
@@ -362,9 +362,9 @@ def test_an_example_is_seen_as_it_stands_in_the_test_set(
     fresh.run("document.querySelector('#mistakes button').click();")
     probability = classify(trained, scored.images[[index]]).probabilities.max()
     shown = f"{probability:.1%}" if f"{probability:.1%}" != "100.0%" else ">99.9%"
-    assert text(fresh, "digit") == CLASS_NAMES[scored.predictions[index]]
+    assert text(fresh, "digit") == MNIST.classes[scored.predictions[index]]
     assert text(fresh, "doubt").startswith(shown)
-    assert text(fresh, "doubt").endswith(f"labelled {CLASS_NAMES[scored.labels[index]]}")
+    assert text(fresh, "doubt").endswith(f"labelled {MNIST.classes[scored.labels[index]]}")
 
 
 def test_the_first_layers_reaction_is_its_activations(

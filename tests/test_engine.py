@@ -144,7 +144,9 @@ def test_so_many_combinations_are_compared() -> None:
     assert len(CONFIGS) >= 40
 
 
-@pytest.mark.parametrize(("shape", "classes"), [((8, 8), 10), ((20, 32), 3), ((5, 7), 32)])
+@pytest.mark.parametrize(
+    ("shape", "classes"), [((8, 8), 10), ((20, 32), 3), ((5, 7), 32), ((9, 6), 47)]
+)
 def test_images_of_any_shape_and_any_classes_give_the_textbooks_bytes(
     shape: tuple[int, int], classes: int
 ) -> None:

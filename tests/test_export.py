@@ -24,6 +24,7 @@ from stages.core.initialisation import initialise
 from stages.core.network import Layer
 from stages.core.prediction import classify, quantise
 from stages.pipeline.command import InputError
+from stages.pipeline.datasets import DESCRIPTION, MNIST, save_description
 from stages.pipeline.model_file import MODEL, save_model
 from stages.pipeline.schemas import METRICS
 from tests.checks.small_project import ROOT, environment
@@ -64,8 +65,8 @@ def networks(mnist: dict[str, Array]) -> list[Network]:
 
 def expect_the_pipelines(digits: Array, probabilities: Array, network: Network) -> None:
     expected = classify(network.layers, network.images)
-    assert (np.bincount(expected.digits) > 0).sum() >= 3
-    np.testing.assert_array_equal(digits, expected.digits)
+    assert (np.bincount(expected.classes) > 0).sum() >= 3
+    np.testing.assert_array_equal(digits, expected.classes)
     assert probabilities.dtype == np.float32
     assert np.abs(probabilities - expected.probabilities).max() < 1e-6
 
@@ -121,6 +122,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for size in sizes
     ]
     save_model(project / MODEL, layers)
+    (project / DESCRIPTION).parent.mkdir(parents=True)
+    save_description(MNIST, project / DESCRIPTION)
     figures = {"accuracy": 0.75, "error_rate": 0.25, "loss": 0.5}
     (project / "reports").mkdir()
     (project / METRICS).write_text(

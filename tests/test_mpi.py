@@ -28,7 +28,7 @@ from stages.core.config import TrainConfig
 from stages.core.state import State
 from stages.core.training import Epoch
 from stages.pipeline.checkpoint import CHECKPOINT
-from stages.pipeline.command import INTERRUPTED
+from stages.pipeline.interrupts import INTERRUPTED
 from tests.checks.small_project import (
     ROOT,
     copy_project,

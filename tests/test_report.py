@@ -368,7 +368,7 @@ def test_the_verdict_compares_the_change_with_the_seeds_spread() -> None:
     # Accuracies of 98 and 99 % have a standard deviation of sqrt(1/2) points: a spread of 2 points.
     results = [
         {"seed": seed, "validation_accuracy": accuracy, "test_accuracy": accuracy - 0.5,
-         "test_loss": 0.1, "seconds": None}
+         "test_loss": 0.1}
         for seed, accuracy in ((1, 0.98), (2, 0.99))
     ]  # fmt: skip
     parameters = judged(0.5, recipe="known").parameters

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import signal
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,11 +20,12 @@ import pytest
 import yaml
 
 from stages.core.data import LabelledImages
-from stages.pipeline.command import INTERRUPTED, InputError
+from stages.pipeline.command import InputError
+from stages.pipeline.interrupts import INTERRUPTED
 from stages.pipeline.params import TrainParams
 from stages.train import Trained, train
 from tests.checks.small_project import ROOT, copy_project, environment, set_parameters
-from tools import study
+from tools import seed, study
 
 QUICK = yaml.safe_load((ROOT / "recipes.yaml").read_text(encoding="utf-8"))["simard"] | {
     "hidden_sizes": [8, 4],
@@ -53,15 +56,16 @@ def run(project: Path, *arguments: str) -> Outcome:
         validation: LabelledImages,
         checkpoint: Path,
         section: str,
+        check: Callable[[], None],
     ) -> Trained:
-        trained = train(params, train_set, validation, checkpoint, section)
+        trained = train(params, train_set, validation, checkpoint, section, check)
         seeds.append(params.seed)
         return trained
 
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(output):
         patch.chdir(project)
         patch.setattr("sys.argv", ["study", *arguments])
-        patch.setattr(study, "train", counted)
+        patch.setattr(seed, "train", counted)
         try:
             study.main()
         except InputError as refusal:
@@ -74,6 +78,13 @@ def run_stage(project: Path, stage: str) -> None:
     subprocess.run(
         command, cwd=project, env=environment(), check=True, capture_output=True, timeout=120
     )
+
+
+def times(project: Path) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = json.loads(
+        (project / "reports/study_times.json").read_text()
+    )
+    return found
 
 
 def studies(project: Path) -> dict[str, Any]:
@@ -107,7 +118,6 @@ def test_a_seed_scores_what_the_pipeline_scores(first: tuple[Path, Outcome], pro
 
     result = studies(project)["quick"]["results"][1]
     assert result["test_accuracy"] > 0.12  # guessing is right once in ten
-    assert result.pop("seconds") >= 0
     assert result == {
         "seed": 2,
         "validation_accuracy": metrics["validation"]["accuracy"],
@@ -122,7 +132,9 @@ def test_the_table(first: tuple[Path, Outcome]) -> None:
     cells = dict(zip(head.strip("| ").split(" | "), row.strip("| ").split(" | "), strict=True))
     one, other = (result["test_accuracy"] for result in studies(project)["quick"]["results"])
     assert one != other
-    assert float(cells.pop("seconds")) >= 0
+    seconds = times(project)["quick"]
+    assert list(seconds) == ["1", "2"]
+    assert cells.pop("seconds") == f"{statistics.median(seconds.values()):.0f}"
     assert cells == {
         "recipe": "quick",
         "network": "784-8-4-10",
@@ -138,7 +150,10 @@ def test_the_table(first: tuple[Path, Outcome]) -> None:
 def test_a_finished_seed_is_not_trained_again(first: tuple[Path, Outcome], project: Path) -> None:
     same = run(project, "quick", "2")
     assert same.trained == []
-    assert same.output.splitlines() == first[1].output.splitlines()[-3:]
+    assert same.output.splitlines() == [
+        "quick: nothing is left to train: reports/studies.json has 2 seeds of it",
+        *first[1].output.splitlines()[-3:],
+    ]
     for path in ("reports/studies.json", "reports/studies.png"):
         assert (project / path).read_bytes() == (first[0] / path).read_bytes()
 
@@ -150,6 +165,44 @@ def test_a_finished_seed_is_not_trained_again(first: tuple[Path, Outcome], proje
     assert run(project, "other", "1").trained == [1]
     assert studies(project)["quick"]["results"] == found
     assert list(studies(project)) == ["quick", "other"]
+
+
+def test_a_grid_is_a_study_for_each_combination(project: Path) -> None:
+    setting = "--set=train.epochs=1,2 train.learning_rate=0.01"
+    outcome = run(project, setting, "quick", "2")
+    one, two = (f"quick train.learning_rate=0.01 train.epochs={epochs}" for epochs in (1, 2))
+    assert outcome.trained == [1, 2, 1, 2]
+    found = studies(project)
+    assert list(found) == ["quick", one, two]
+    assert found[one]["parameters"]["train"]["epochs"] == 1
+    assert found[two] == found["quick"]  # whose own two epochs these are
+    assert outcome.output.splitlines()[-1].startswith(f"| {two} | 784-8-4-10 |")
+    assert run(project, setting, "quick", "1").trained == []
+
+
+def test_a_combination_that_diverges_leaves_the_others(project: Path) -> None:
+    setting = "--set=train.learning_rate=100,0.01 train.momentum=0.99"
+    outcome = run(project, setting, "quick", "2")
+    hopeless, other = (
+        f"quick train.learning_rate={rate} train.momentum=0.99" for rate in ("100.0", "0.01")
+    )
+    assert outcome.trained == [1, 2]
+    assert list(studies(project)) == ["quick", other]
+    assert outcome.error is not None
+    assert outcome.error.startswith(f"recipes.yaml: {hopeless}: train.learning_rate: 100: must be ")
+    assert re.findall(r"\(seed (\d(?:, \d)?)\)", outcome.error) in (["1", "2"], ["1, 2"])
+    assert outcome.output.splitlines()[-1].startswith(f"| {other} |")
+
+
+def test_only_who_asks_for_dask_needs_it(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import sys, tools.study; assert not {'dask', 'distributed'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    monkeypatch.delitem(sys.modules, "tools.cluster", raising=False)
+    monkeypatch.delitem(sys.modules, "tools.worker", raising=False)
+    outcome = run(project, "--cluster=local:2", "quick", "3")
+    assert outcome.error is not None
+    assert outcome.error.endswith("; 'make .venv/.dask' installs Dask")
 
 
 def test_other_parameters_are_another_study(project: Path) -> None:
@@ -227,9 +280,8 @@ def test_an_interrupted_seed_goes_on(project: Path, monkeypatch: pytest.MonkeyPa
     assert f"{study.CHECKPOINT}: going on after epoch 2\n" in outcome.output
     assert not (project / study.CHECKPOINT).exists()
     # The result is the same, but how long it took in all is not known.
-    first, second = studies(project)["quick"]["results"]
-    assert first == before[0] | {"seconds": None}
-    assert second | {"seconds": 0} == before[1] | {"seconds": 0}
+    assert studies(project)["quick"]["results"] == before
+    assert list(times(project)["quick"]) == ["2"]
 
 
 @pytest.mark.parametrize(
@@ -268,7 +320,7 @@ def test_bad_input_is_one_clear_line(
 
 def a_study(*accuracies: float) -> study.Study:
     results = [
-        study.Result(seed=i, validation_accuracy=0.5, test_accuracy=a, test_loss=1.0, seconds=i)
+        seed.Result(seed=i, validation_accuracy=0.5, test_accuracy=a, test_loss=1.0)
         for i, a in enumerate(accuracies, start=1)
     ]
     return study.Study(parameters={"train": {"hidden_sizes": [30, 20]}}, results=results)
@@ -276,9 +328,10 @@ def a_study(*accuracies: float) -> study.Study:
 
 def test_mean_and_deviation_are_those_of_a_sample() -> None:
     accuracies = [0.9851, 0.9863, 0.9849, 0.9868]
-    row = study.table({"a": a_study(*accuracies)}).splitlines()[-1]
+    times = {"a": {1: 1.0, 2: 2.0, 4: 4.0}}
+    row = study.table({"a": a_study(*accuracies)}, times).splitlines()[-1]
     spread = (sum((a - sum(accuracies) / 4) ** 2 for a in accuracies) / 3) ** 0.5
     assert f"| 784-30-20-10 | 24,380 | {statistics.fmean(accuracies):.2%} ± {spread:.2%} |" in row
     assert row.endswith("| 4 | 2 |")
     # One seed has no deviation.
-    assert "| 98.51% | 98.51% | 98.51% | 1 |" in study.table({"a": a_study(0.9851)})
+    assert "| 98.51% | 98.51% | 98.51% | 1 | ? |" in study.table({"a": a_study(0.9851)}, {})

@@ -15,7 +15,7 @@ from stages.core.exact import ExactnessError
 from stages.core.network import Parameters
 from stages.core.prediction import quantise
 from stages.pipeline.command import InputError, Parser, run
-from stages.pipeline.datasets import CLASS_NAMES, SHAPE
+from stages.pipeline.datasets import load_description
 from stages.pipeline.files import atomic_write
 from stages.pipeline.model_file import MODEL, load_model
 from stages.pipeline.schemas import Scored, load_scored
@@ -34,10 +34,10 @@ def main() -> None:
             exact arithmetic does not take.
     """
     Parser(prog="python -m tools.draw", description=__doc__).parse_args()
-    height, width = SHAPE
-    parameters = load_model(MODEL, inputs=height * width, classes=len(CLASS_NAMES))
+    _, shape, classes = description = load_description()
+    parameters = load_model(MODEL, description.pixels, len(classes))
     try:
-        content = page(parameters, load_scored(), SHAPE, CLASS_NAMES)
+        content = page(parameters, load_scored(), shape, classes)
     except ExactnessError as error:
         raise InputError(f"{MODEL}: {error}") from None
     with atomic_write(PAGE) as file:

@@ -32,7 +32,7 @@ from stages.core.exact import PIXELS, Exact, ExactnessError
 from stages.core.network import Layer
 from stages.core.prediction import quantise
 from stages.pipeline.command import InputError, Parser, run
-from stages.pipeline.datasets import CLASS_NAMES, CLASSES, SHAPE
+from stages.pipeline.datasets import load_description
 from stages.pipeline.files import add_member, atomic_write, load_bytes
 from stages.pipeline.model_file import MODEL, load_model
 from stages.pipeline.schemas import METRICS, parse_metrics
@@ -51,17 +51,18 @@ def main() -> None:
             file cannot be written.
     """
     Parser(prog="python -m tools.export", description=__doc__).parse_args()
-    facts = metadata(load_bytes(MODEL), load_bytes(METRICS), CLASS_NAMES)
+    _, shape, classes = description = load_description()
+    facts = metadata(load_bytes(MODEL), load_bytes(METRICS), classes)
     try:
-        layers, arithmetic = quantise(load_model(MODEL, int(np.prod(SHAPE)), CLASSES))
+        layers, arithmetic = quantise(load_model(MODEL, description.pixels, len(classes)))
     except ExactnessError as error:
         raise InputError(f"{MODEL}: {error}") from None
     contents = {
-        ".onnx": to_onnx(layers, arithmetic, SHAPE, facts),
+        ".onnx": to_onnx(layers, arithmetic, shape, facts),
         ".safetensors": to_safetensors(layers, facts),
     }
     with silent_stderr():  # TensorFlow greets
-        contents[".keras"] = to_keras(layers, arithmetic, SHAPE, facts)
+        contents[".keras"] = to_keras(layers, arithmetic, shape, facts)
     for suffix, content in contents.items():
         path = MODEL.with_suffix(suffix)
         with atomic_write(path) as file:

@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, NamedTuple, TextIO
 
-from stages.pipeline.command import INTERRUPTED, InputError, Parser, run
+from stages.pipeline.command import InputError, Parser, run
+from stages.pipeline.interrupts import INTERRUPTED
 
 MOST_RANKS = 1024
 PATIENCE = 5.0  # seconds

@@ -20,7 +20,7 @@ from stages.core import Array
 from stages.core.exact import ExactnessError
 from stages.core.prediction import classify
 from stages.pipeline.command import InputError, Parser, run
-from stages.pipeline.datasets import CLASS_NAMES, CLASSES, SHAPE
+from stages.pipeline.datasets import Description, load_description
 from stages.pipeline.model_file import MODEL, load_model
 from tools.handwriting import NoInkError, prepared
 from tools.images import grey_levels, load_image
@@ -70,24 +70,25 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.images:
         raise InputError('no image: make predict IMAGES="photo.jpg scans/*.png"')
-    results = predict(arguments.images)
+    description = load_description()
+    results = predict(arguments.images, description)
     predictions = [result for result in results.values() if isinstance(result, Prediction)]
     problems = [result for result in results.values() if isinstance(result, str)]
     if arguments.json:
-        print(as_json(results))
+        print(as_json(results, description.classes))
     elif predictions:
-        print(as_table(predictions))
+        print(as_table(predictions, description.classes))
     for problem in problems:
         print(f"error: {_printable(problem)}", file=sys.stderr)
     if arguments.picture and predictions:
         from tools.sheet import save_sheet  # which imports matplotlib: half a second
 
-        save_sheet(arguments.picture, predictions)
+        save_sheet(arguments.picture, predictions, description.classes)
     if problems:
         sys.exit(1)
 
 
-def predict(files: Sequence[str]) -> dict[str, Prediction | str]:
+def predict(files: Sequence[str], description: Description) -> dict[str, Prediction | str]:
     """Classify the images in files.
 
     Returns:
@@ -96,12 +97,12 @@ def predict(files: Sequence[str]) -> dict[str, Prediction | str]:
     Raises:
         InputError: the model is missing or damaged.
     """
-    model = load_model(MODEL, inputs=SHAPE[0] * SHAPE[1], classes=CLASSES)
+    model = load_model(MODEL, description.pixels, len(description.classes))
     seen: dict[str, Array] = {}
     results: dict[str, Prediction | str] = dict.fromkeys(files, "")
     for file in results:
         try:
-            seen[file] = prepared(grey_levels(load_image(Path(file))), SHAPE)
+            seen[file] = prepared(grey_levels(load_image(Path(file))), description.shape)
         except NoInkError:
             results[file] = f"{file}: blank: nothing is written on it"
         except InputError as error:
@@ -116,14 +117,14 @@ def predict(files: Sequence[str]) -> dict[str, Prediction | str]:
     return results
 
 
-def as_table(predictions: Sequence[Prediction]) -> str:
+def as_table(predictions: Sequence[Prediction], classes: Sequence[str]) -> str:
     """Return a line for each prediction, under a heading."""
     rows = [("file", "digit", "probability", "runner-up", "")]
     for prediction in predictions:
         best, second = prediction.ranking[:2]
         rows.append((
-            _printable(prediction.file), CLASS_NAMES[best], _percent(prediction, best),
-            f"{CLASS_NAMES[second]} ({_percent(prediction, second)})",
+            _printable(prediction.file), classes[best], _percent(prediction, best),
+            f"{classes[second]} ({_percent(prediction, second)})",
             "unsure" if prediction.unsure else "",
         ))  # fmt: skip
     wide = max(len(row[0]) for row in rows)
@@ -133,7 +134,7 @@ def as_table(predictions: Sequence[Prediction]) -> str:
     )
 
 
-def as_json(results: Mapping[str, Prediction | str]) -> str:
+def as_json(results: Mapping[str, Prediction | str], classes: Sequence[str]) -> str:
     """Return what became of each file as a JSON list, in the files' order."""
     entries: list[dict[str, Any]] = []
     for file, result in results.items():
@@ -143,11 +144,11 @@ def as_json(results: Mapping[str, Prediction | str]) -> str:
         best, second = result.ranking[:2]
         entries.append({
             "file": file,
-            "digit": CLASS_NAMES[best],
+            "digit": classes[best],
             "probability": float(result.probabilities[best]),
-            "runner_up": CLASS_NAMES[second],
+            "runner_up": classes[second],
             "unsure": result.unsure,
-            "probabilities": dict(zip(CLASS_NAMES, result.probabilities.tolist(), strict=True)),
+            "probabilities": dict(zip(classes, result.probabilities.tolist(), strict=True)),
         })  # fmt: skip
     return json.dumps(entries, indent=2)
 
@@ -165,4 +166,4 @@ def _printable(text: str) -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, single=False)

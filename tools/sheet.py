@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from stages.pipeline.datasets import CLASS_NAMES
 from stages.pipeline.files import atomic_write
 from stages.plots import png
 from stages.plots.drawing import (
@@ -43,20 +42,20 @@ COLUMNS, COLUMN, ROW, TOP, SIZE = 2, (WIDTH - 2 * MARGIN) // 2, 340, 150, 224
 BARS_LEFT, BARS = 2 * (SIZE + 20), 340
 
 
-def save_sheet(path: Path, predictions: Sequence[Prediction]) -> None:
+def save_sheet(path: Path, predictions: Sequence[Prediction], classes: Sequence[str]) -> None:
     """Write the page as PNG, with the first `MOST` images.
 
     Raises:
         InputError: the file cannot be written.
     """
     with atomic_write(path) as file:
-        file.write(png.encode(render(sheet(predictions[:MOST]))))
+        file.write(png.encode(render(sheet(predictions[:MOST], classes))))
     if len(predictions) > MOST:
         print(f"{path}: shows the first {MOST} of {len(predictions)} images")
 
 
 @default_settings
-def sheet(predictions: Sequence[Prediction]) -> Figure:
+def sheet(predictions: Sequence[Prediction], classes: Sequence[str]) -> Figure:
     """Draw the page."""
     rows = -(-len(predictions) // COLUMNS)
     figure = page(WIDTH, TOP + ROW * rows)
@@ -66,14 +65,16 @@ def sheet(predictions: Sequence[Prediction]) -> Figure:
     )
     for number, prediction in enumerate(predictions):
         row, column = divmod(number, COLUMNS)
-        _draw(figure, prediction, MARGIN + COLUMN * column, TOP + ROW * row)
+        _draw(figure, prediction, classes, MARGIN + COLUMN * column, TOP + ROW * row)
     return figure
 
 
-def _draw(figure: Figure, prediction: Prediction, left: int, top: int) -> None:
+def _draw(
+    figure: Figure, prediction: Prediction, classes: Sequence[str], left: int, top: int
+) -> None:
     best = prediction.ranking[0]
     colour = ORANGE if prediction.unsure else INK
-    verdict = f"{CLASS_NAMES[best]}, {percent(prediction.probabilities[best])}"
+    verdict = f"{classes[best]}, {percent(prediction.probabilities[best])}"
     verdict += ", unsure" if prediction.unsure else ""
     name = shortened(Path(prediction.file).name, 24, BARS_LEFT - 40)
     write(figure, name, left, top + 20, 24)
@@ -83,13 +84,13 @@ def _draw(figure: Figure, prediction: Prediction, left: int, top: int) -> None:
     seen = enlarge(grey(prediction.seen), SIZE // max(prediction.seen.shape))
     _place_within(figure, seen, left + SIZE + 20, top)
 
-    pitch, height = BARS // len(CLASS_NAMES), SIZE - 34
+    pitch, height = BARS // len(classes), SIZE - 34
     for digit, probability in enumerate(prediction.probabilities):
         x, filled = left + BARS_LEFT + pitch * digit, round(height * float(probability))
         column = patch(pitch - 8, height, LIGHT_GREY)
         column[height - filled :] = colour if digit == best else BLUE
         place(figure, column, x, top)
-        words, shade = CLASS_NAMES[digit], colour if digit == best else GREY
+        words, shade = classes[digit], colour if digit == best else GREY
         write(figure, words, x + pitch // 2 - 4, top + height + 22, 24, shade, align="center")
 
 

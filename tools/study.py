@@ -1,54 +1,45 @@
 """Train a recipe of recipes.yaml with seeds 1, 2, ... and score each network on the test set, once.
 
+With --set every combination of some parameters' values is trained, each a study of its own. With
+--cluster the seeds are shared out to the workers of a Dask cluster, one seed a worker at a time.
+
 Every finished seed is kept in reports/studies.json at once, and is not trained again as long as
-the recipe's parameters are the same; one that is interrupted goes on from its checkpoint. The code
-of finished seeds is not compared: after a change of it that changes results, remove the recipe from
+the recipe's parameters are the same; one that is interrupted goes on from its checkpoint. How long
+each took is no result and stands in a file of its own, reports/study_times.json. The code of
+finished seeds is not compared: after a change of it that changes results, remove the recipe from
 the file.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median, stdev
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from stages.pipeline import threads  # noqa: F401  (before NumPy)
 
 # isort: split
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from stages.core.data import LabelledImages
-from stages.core.prediction import quantise, score
 from stages.pipeline.command import InputError, Parser, run
-from stages.pipeline.datasets import CLASSES, SHAPE, load_processed, load_raw
-from stages.pipeline.files import atomic_write, save_json
-from stages.pipeline.params import Params
+from stages.pipeline.datasets import MNIST, load_description
+from stages.pipeline.files import atomic_write, check_regular, save_json
+from stages.pipeline.params import PARAMS, Params
 from stages.plots import charts, drawing, png
-from stages.train import train
+from tools.grid import combinations
 from tools.recipe import RECIPES, load_recipe
+from tools.seed import Result, Task, load_sets, trained_and_scored
 
 STUDIES = Path("reports/studies.json")
+TIMES = Path("reports/study_times.json")
 FIGURE = Path("reports/studies.png")
 CHECKPOINT = Path(".dvc/tmp/study.checkpoint.npz")  # beside the one of the train stage
 MOST_SEEDS = 1000
 
-
-class Result(BaseModel):
-    """What one seed came to: accuracies as parts of 1, the mean loss, and seconds of training.
-
-    How long a training took that was interrupted is not known.
-    """
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    seed: int
-    validation_accuracy: Annotated[float, Field(ge=0, le=1)]
-    test_accuracy: Annotated[float, Field(ge=0, le=1)]
-    test_loss: Annotated[float, Field(ge=0)]
-    seconds: Annotated[float, Field(ge=0)] | None
+T = TypeVar("T")
 
 
 def _checked(parameters: dict[str, Any]) -> dict[str, Any]:
@@ -74,25 +65,96 @@ class Study(BaseModel):
 
 
 Studies = dict[str, Study]
+Times = dict[str, dict[int, Annotated[float, Field(ge=0, allow_inf_nan=False)]]]
+"""Seconds of training by recipe and seed; those of an interrupted training are not known."""
 
 
 def main() -> None:
-    """Train the seeds that are missing and write both reports and the table."""
+    """Train the seeds that are missing and write the reports and the table."""
     parser = Parser(prog="python -m tools.study", description=__doc__)
     parser.add_argument("recipe", help="its name in recipes.yaml")
     parser.add_argument("seeds", help="how many")
+    parser.add_argument("--set", default="", help="such as 'train.epochs=30,60 train.momentum=0.9'")
+    parser.add_argument("--cluster", default="", help="local:2, or such as tcp://host:8786")
     arguments = parser.parse_args()
     if not (arguments.seeds.isdecimal() and 1 <= int(arguments.seeds) <= MOST_SEEDS):
         raise InputError(f"seeds: {arguments.seeds}: must be a whole number from 1 to {MOST_SEEDS}")
-    studies = load_studies()
+    records = Records(load_studies(), load_times())
+    recipe = load_recipe(arguments.recipe)
+    plan = combinations(arguments.recipe, recipe, arguments.set)
     try:
-        study(arguments.recipe, load_recipe(arguments.recipe), int(arguments.seeds), studies)
+        tasks = records.missing(plan, int(arguments.seeds))
+        if tasks and (fetched := load_description().name) != described(recipe):
+            raise InputError(
+                f"{RECIPES}: {arguments.recipe}: trains on {described(recipe)}, but data/raw holds "
+                f"{fetched}: set fetch.dataset in {PARAMS} to the recipe's, then try again"
+            )
+        if arguments.cluster:
+            failures = train_on(arguments.cluster, tasks, records)
+        else:
+            failures = train_here(tasks, records)
     finally:  # after Ctrl-C, too
-        if studies:
-            accuracies = {name: entry.test_accuracies for name, entry in studies.items()}
+        records.draw()
+    print(table(records.studies, records.times))
+    if failures:
+        raise InputError("; ".join(failures))
+
+
+class Records:
+    """What `STUDIES` and `TIMES` hold, kept up to date with every seed."""
+
+    def __init__(self, studies: Studies, times: Times) -> None:
+        self.studies = studies
+        self.times = times
+        self._order = list(studies)
+        self._parameters: dict[str, dict[str, Any]] = {}
+
+    def missing(self, plan: Mapping[str, Params], seeds: int) -> list[Task]:
+        """Return what a plan still needs, and say what is left of earlier studies."""
+        self._order += [name for name in plan if name not in self._order]
+        tasks = []
+        for name, params in plan.items():
+            parameters = self._parameters[name] = studied_parameters(params)
+            known, done = self.studies.get(name), set[int]()
+            if known and known.parameters == parameters:
+                done = {result.seed for result in known.results}
+            elif known:
+                print(f"{name}: new parameters: its {len(known.results)} old results will go")
+            wanted = [seed for seed in range(1, seeds + 1) if seed not in done]
+            if not wanted:
+                print(f"{name}: nothing is left to train: {STUDIES} has {len(done)} seeds of it")
+            for seed in wanted:
+                seeded = params.train.model_copy(update={"seed": seed})
+                tasks.append(Task(name, seeded, f"{RECIPES}: {name}: train"))
+        return tasks
+
+    def add(self, task: Task, result: Result, seconds: float | None) -> None:
+        """Keep a result, and save both files.
+
+        The order of the seeds and of the studies is the plan's, whatever finishes first.
+        """
+        parameters, known = self._parameters[task.name], self.studies.get(task.name)
+        results, times = [result], {} if seconds is None else {result.seed: seconds}
+        if known and known.parameters == parameters:
+            results += known.results
+            times |= self.times.get(task.name, {})
+        results.sort(key=lambda result: result.seed)
+        self.studies[task.name] = Study(parameters=parameters, results=results)
+        self.times[task.name] = dict(sorted(times.items()))
+        # A time without a result does no harm, a result without its time is not trained again.
+        save_json(TIMES, self._ordered(self.times))
+        studies = {name: entry.model_dump() for name, entry in self.studies.items()}
+        save_json(STUDIES, self._ordered(studies))
+
+    def _ordered(self, by_name: Mapping[str, T]) -> dict[str, T]:
+        return {name: by_name[name] for name in self._order if name in by_name}
+
+    def draw(self) -> None:
+        """Draw all studies, if there are any."""
+        if self.studies:
+            accuracies = {name: entry.test_accuracies for name, entry in self.studies.items()}
             with atomic_write(FIGURE) as file:
                 file.write(png.encode(drawing.render(charts.studies(accuracies))))
-    print(table(studies))
 
 
 def load_studies() -> Studies:
@@ -101,94 +163,118 @@ def load_studies() -> Studies:
     Raises:
         InputError: the file is damaged.
     """
+    return _load(STUDIES, TypeAdapter(Studies))
+
+
+def load_times() -> Times:
+    """Read how long the trainings took.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    return _load(TIMES, TypeAdapter(Times))
+
+
+def _load(path: Path, schema: TypeAdapter[dict[str, T]]) -> dict[str, T]:
     try:
-        return TypeAdapter(Studies).validate_json(STUDIES.read_bytes())
+        check_regular(path)
+        return schema.validate_json(path.read_bytes())
     except FileNotFoundError:
         return {}
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(map(str, problem["loc"]))
         raise InputError(
-            f"{STUDIES}: damaged: {': '.join(filter(None, [place, problem['msg']]))}; "
-            f"'git restore {STUDIES}' brings the committed one back"
+            f"{path}: damaged: {': '.join(filter(None, [place, problem['msg']]))}; "
+            f"'git restore {path}' brings the committed one back"
         ) from None
 
 
-def study(name: str, params: Params, seeds: int, studies: Studies) -> None:
-    """Train and score a recipe with the seeds up to `seeds` that `studies` lacks, and save each."""
-    parameters = studied_parameters(params)
-    known, results = studies.get(name), []
-    if known and known.parameters == parameters:
-        results = known.results
-    elif known:
-        print(f"{name}: new parameters: its {len(known.results)} old results will go")
-    done = {result.seed for result in results}
-    missing = [seed for seed in range(1, seeds + 1) if seed not in done]
-    if not missing:
-        return
-    sets, test_set = (load_processed("train"), load_processed("validation")), load_raw("test")
-    for seed in missing:
-        print(f"{name}: seed {seed} of {seeds}", flush=True)
-        results = [*results, trained_and_scored(name, params, seed, *sets, test_set)]
-        studies[name] = Study(parameters=parameters, results=results)
-        save_json(STUDIES, {name: entry.model_dump() for name, entry in studies.items()})
-        CHECKPOINT.unlink(missing_ok=True)
+def train_here(tasks: Sequence[Task], records: Records) -> list[str]:
+    """Train one seed after another in this process; return why some failed, a line a reason."""
+    failures = Failures()
+    if tasks:
+        sets = load_sets()
+    for number, task in enumerate(tasks, start=1):
+        print(f"{task} ({number} of {len(tasks)})", flush=True)
+        try:
+            result = trained_and_scored(task.params, task.section, sets, CHECKPOINT)
+        except InputError as error:
+            failures.add(task, str(error))
+        else:
+            records.add(task, *result)
+            CHECKPOINT.unlink(missing_ok=True)
+    return failures.lines()
+
+
+def train_on(cluster: str, tasks: Sequence[Task], records: Records) -> list[str]:
+    """Train on a cluster; return why some seeds failed, a line a reason.
+
+    Raises:
+        InputError: Dask is not installed, or as for `tools.cluster.train`.
+    """
+    try:
+        from tools.cluster import train  # only who asks for Dask needs it
+    except ModuleNotFoundError as error:
+        raise InputError(f"CLUSTER: {error}; 'make .venv/.dask' installs Dask") from None
+    failures = Failures()
+    if tasks:
+        train(cluster, tasks, load_sets(), records.add, failures.add)
+    return failures.lines()
+
+
+class Failures:
+    """The seeds that failed, by the reason."""
+
+    def __init__(self) -> None:
+        self._seeds = defaultdict[str, list[int]](list)
+
+    def add(self, task: Task, reason: str) -> None:
+        """Note that a task failed."""
+        self._seeds[reason].append(task.params.seed)
+
+    def lines(self) -> list[str]:
+        """Return each reason with the seeds that failed for it."""
+        return [
+            f"{reason} (seed {', '.join(map(str, sorted(seeds)))})"
+            for reason, seeds in self._seeds.items()
+        ]
+
+
+def described(params: Params) -> str:
+    """Return the name of the data set that the parameters choose."""
+    fetch = params.fetch
+    return fetch.files.name if fetch.dataset == "files" else fetch.dataset
 
 
 def studied_parameters(params: Params) -> dict[str, Any]:
-    """Return the parameters that a study's results depend on."""
-    return params.model_dump(
-        include={"preprocess": True, "train": True}, exclude={"train": {"seed"}}
-    )
+    """Return the parameters that a study's results depend on; MNIST goes without saying."""
+    sections: dict[str, Any] = {"preprocess": True, "train": True}
+    if params.fetch.dataset == "files":
+        sections["fetch"] = {"dataset", "files"}
+    elif params.fetch.dataset != "mnist":
+        sections["fetch"] = {"dataset"}
+    return params.model_dump(include=sections, exclude={"train": {"seed"}})
 
 
-def trained_and_scored(
-    name: str,
-    params: Params,
-    seed: int,
-    training_set: LabelledImages,
-    validation_set: LabelledImages,
-    test_set: LabelledImages,
-) -> Result:
-    """Train a recipe with a seed and score the network that is kept.
-
-    Raises:
-        InputError: the training diverged.
-    """
-    start = time.perf_counter()
-    seeded = params.train.model_copy(update={"seed": seed})
-    trained = train(seeded, training_set, validation_set, CHECKPOINT, f"{RECIPES}: {name}: train")
-    seconds = time.perf_counter() - start
-    parameters, arithmetic = quantise(trained.parameters)
-    validation, test = (score(parameters, *labelled, arithmetic)
-                        for labelled in (validation_set, test_set))  # fmt: skip
-    return Result(
-        seed=seed,
-        validation_accuracy=round(validation.accuracy, 6),
-        test_accuracy=round(test.accuracy, 6),
-        test_loss=round(test.loss, 6),
-        seconds=None if trained.resumed else round(seconds, 1),
-    )
-
-
-def table(studies: Studies) -> str:
+def table(studies: Studies, times: Times) -> str:
     """Return the studies as a table in Markdown; after ± stands the sample's standard deviation.
 
-    The seconds are the median of the seeds'.
+    The seconds are the median of the seeds', `?` where none is known.
     """
     lines = [
         "| recipe | network | parameters | test accuracy | best | worst | seeds | seconds |",
         "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     for name, entry in studies.items():
-        sizes = [SHAPE[0] * SHAPE[1], *entry.parameters["train"]["hidden_sizes"], CLASSES]
-        parameters = sum((inputs + 1) * outputs for inputs, outputs in pairwise(sizes))
+        sizes = _sizes(entry)
+        parameters = sum((inputs + 1) * outputs for inputs, outputs in pairwise(sizes or []))
         accuracies = entry.test_accuracies
-        seconds = [result.seconds for result in entry.results if result.seconds is not None]
+        seconds = times.get(name, {}).values()
         cells = [
             name,
-            "-".join(map(str, sizes)),
-            f"{parameters:,}",
+            "-".join(map(str, sizes)) if sizes else "?",
+            f"{parameters:,}" if sizes else "?",
             f"{mean(accuracies):.2%}{_deviation(accuracies)}",
             f"{max(accuracies):.2%}",
             f"{min(accuracies):.2%}",
@@ -197,6 +283,20 @@ def table(studies: Studies) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _sizes(entry: Study) -> list[int] | None:
+    """Return the units of a study's layers, if its data set is a known one or the one at hand."""
+    description = MNIST  # or Fashion-MNIST, of the same shape with as many classes
+    if files := entry.parameters.get("fetch", {}).get("files"):
+        try:
+            description = load_description()
+        except InputError:
+            return None
+        if description.name != files["name"]:
+            return None
+    hidden = entry.parameters["train"]["hidden_sizes"]
+    return [description.pixels, *hidden, len(description.classes)]
 
 
 def _deviation(values: Sequence[float]) -> str:

@@ -28,7 +28,8 @@ The inputs of a layer, pixels or activations, have `levels` multiples of their q
 | deltas, for delta @ W.T   | one per sample, >= 2**-24 | abs(delta_sj) R <= 2**24 quanta of both, |
 |                           |                           | R the largest sum over j of abs(W_ij)    |
 | deltas, output layer      | 2**-20                    | at most 1, their sum for a sample 2      |
-| exponentials of softmax   | 2**-48                    | at most 1, at most 2**5 classes          |
+| exponentials of softmax   | 2**-48, or 2**-47 if more | at most 1, at most 2**5 classes; if more |
+|                           |                           | at most 2**6                             |
 | losses                    | 2**-20                    | checked: their sum at most 2**33         |
 
 | sum                       | format  | exact because                                              |
@@ -40,7 +41,7 @@ The inputs of a layer, pixels or activations, have `levels` multiples of their q
 | a.T @ delta, output layer | float64 | 2**21 levels * 2**20 quanta * 2**9 samples = 2**50         |
 | delta @ W.T, output layer | float64 | 2**21 quanta * 2**22 quanta = 2**43                        |
 | abs(delta) over a batch   | float64 | multiples of 2**-36, checked to stay below 2**17           |
-| exponentials over classes | float64 | 2**48 quanta * 2**5 classes = 2**53                        |
+| exponentials over classes | float64 | 2**48 quanta * 2**5 classes = 2**47 * 2**6 = 2**53         |
 | losses over the samples   | float64 | 2**33 / 2**-20 = 2**53                                     |
 
 Deltas are multiples of 2**-36 because both products that make them are. A micro-batch has at most
@@ -65,7 +66,6 @@ from stages.core import Array, elementary
 
 LARGEST_MICRO_BATCH = 512
 """Samples whose gradient is one exact sum."""
-MOST_CLASSES = 32
 
 
 class ExactnessError(ArithmeticError):
@@ -104,7 +104,8 @@ OUTPUT_WEIGHT_QUANTUM = 2.0**-14
 OUTPUT_WEIGHT_BOUND = 2.0**8
 OUTPUT_DELTA_QUANTUM = 2.0**-20
 DELTA_SUM_BOUND = 2.0**17
-EXPONENTIAL_QUANTUM = 2.0**-48
+EXPONENTIAL_QUANTUM, EXPONENTIAL_QUANTUM_OF_MANY = 2.0**-48, 2.0**-47
+FEW_CLASSES = 2**5
 LOSS_QUANTUM = 2.0**-20
 LOSS_SUM_BOUND = 2.0**33
 
@@ -242,8 +243,9 @@ class Exact:
         return round_to(a, self.inputs[layer].quantum)
 
     def quantise_exponentials(self, exponentials: Array) -> Array:
-        """Return the softmax's exponentials, quantised."""
-        return round_to(exponentials, EXPONENTIAL_QUANTUM)
+        """Return the softmax's exponentials (samples, classes), quantised."""
+        few = exponentials.shape[1] <= FEW_CLASSES
+        return round_to(exponentials, EXPONENTIAL_QUANTUM if few else EXPONENTIAL_QUANTUM_OF_MANY)
 
     def quantise_output_deltas(self, delta: Array) -> Array:
         """Return the output layer's deltas, quantised for every product they enter."""

@@ -63,7 +63,7 @@ def predict(logits: Array) -> Array:
 class Classification(NamedTuple):
     """Each image's most probable class (samples,) and all probabilities (samples, classes)."""
 
-    digits: Array
+    classes: Array
     probabilities: Array
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from statistics import mean, stdev
@@ -229,7 +230,8 @@ def studies(accuracies: Mapping[str, Sequence[float]]) -> Figure:
     of the error rate, so that halving it is as wide everywhere.
 
     Args:
-        accuracies: of each recipe, one for each seed, from 0 to 1.
+        accuracies: of each recipe, one for each seed, from 0 to 1. Under the name of a grid's
+            combination, such as `simard train.epochs=30`, its settings stand in lines of their own.
     """
     best_first = sorted(accuracies, key=lambda name: -mean(accuracies[name]))
     spreads = {name: stdev(found) if len(found) > 1 else 0.0 for name, found in accuracies.items()}
@@ -244,7 +246,12 @@ def studies(accuracies: Mapping[str, Sequence[float]]) -> Figure:
     ticks = round_numbers(min(shown), max(shown), limit=100, most=7)
     low, high = np.log10(ticks[0]), np.log10(ticks[-1])
 
-    left, top, width, pitch = 300, 190, 1040, 100
+    settings = {name: re.findall(r" train\.(\S+=\S+)", name) for name in best_first}
+    lines_of_all = [line for lines in settings.values() for line in lines]
+    widest = max((text_width(line, 22, bold=True) for line in lines_of_all), default=0)
+    left, top = min(max(300, MARGIN + widest + 40), 700), 190
+    width = 1340 - left
+    pitch = max(100, *(68 + 28 * len(lines) for lines in settings.values()))
     height = pitch * len(best_first)
     figure = page(WIDTH, top + height + 170)
     heading(figure, "Test accuracy of each recipe, the best first")
@@ -275,8 +282,13 @@ def studies(accuracies: Mapping[str, Sequence[float]]) -> Figure:
         if len(seeds) > 1:
             words += f" \N{PLUS-MINUS SIGN} {100 * spreads[name]:.2f} %"
         right, count = WIDTH - MARGIN, counted(len(seeds), "seed")
-        label = shortened(name, 28, left - 40 - MARGIN)
-        write(figure, label, left - 40, top + y, 28, bold=True, align="right")
+        lines, room = settings[name], left - 40 - MARGIN
+        label = shortened(re.sub(r" train\.\S+=\S+", "", name), 28, room)
+        first = top + y - 14 * len(lines)
+        write(figure, label, left - 40, first, 28, bold=True, align="right")
+        for number, line in enumerate(lines, start=1):
+            words_below = shortened(line, 22, room)
+            write(figure, words_below, left - 40, first + 4 + 28 * number, 22, GREY, align="right")
         write(figure, words, right, top + y - 16, 28, align="right")
         write(figure, count, right, top + y + 22, 24, GREY, align="right")
     place(figure, plot, left - 20, top - BORDER)

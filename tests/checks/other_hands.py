@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 
 from stages.core import Array
 from stages.core.prediction import classify
-from stages.pipeline.datasets import CLASSES, SHAPE, load_raw
+from stages.pipeline.datasets import MNIST, load_raw
 from stages.pipeline.model_file import MODEL, load_model
 from tests.checks.photos import photo
 from tools import handwriting
@@ -40,7 +40,7 @@ def photo_accuracies(count: int, seed: int) -> tuple[float, float]:
         for number, image in enumerate(images):
             files.append(f"{folder}/{number}.jpg")
             Path(files[-1]).write_bytes(photo(image, generator))
-        results = predict(files)
+        results = predict(files, MNIST)
     correct = [
         isinstance(result, Prediction) and result.ranking[0] == label
         for result, label in zip(results.values(), labels, strict=True)
@@ -50,8 +50,8 @@ def photo_accuracies(count: int, seed: int) -> tuple[float, float]:
 
 def accuracy(images: Array, labels: Array) -> float:
     """Return the model's accuracy on prepared images (samples, height, width) uint8."""
-    model = load_model(MODEL, inputs=SHAPE[0] * SHAPE[1], classes=CLASSES)
-    return float((classify(model, images).digits == labels).mean())
+    model = load_model(MODEL, MNIST.pixels, len(MNIST.classes))
+    return float((classify(model, images).classes == labels).mean())
 
 
 def other_digits() -> tuple[Array, Array]:
@@ -69,9 +69,9 @@ def enlarged(image: Array, resampling: Image.Resampling, factor: int = ENLARGEME
 def or_empty(image: Array) -> Array:
     """Return the prepared image, an empty frame for a blank one."""
     try:
-        return prepared(image, SHAPE)
+        return prepared(image, MNIST.shape)
     except NoInkError:
-        return np.zeros(SHAPE, np.uint8)
+        return np.zeros(MNIST.shape, np.uint8)
 
 
 def step_by_step(image: Array) -> dict[str, Array]:
@@ -82,13 +82,13 @@ def step_by_step(image: Array) -> dict[str, Array]:
     large = handwriting._resized(ink, box, size / max(side.stop - side.start for side in box))
 
     def finished(ink: Array) -> Array:
-        return centred(np.rint(255 * ink).astype(np.uint8), SHAPE)
+        return centred(np.rint(255 * ink).astype(np.uint8), MNIST.shape)
 
     return {
         "resized to the frame": np.asarray(
-            Image.fromarray(image).resize(SHAPE[::-1], Image.Resampling.BICUBIC)
+            Image.fromarray(image).resize(MNIST.shape[::-1], Image.Resampling.BICUBIC)
         ),
-        "box and centre of mass alone": centred(image, SHAPE),
+        "box and centre of mass alone": centred(image, MNIST.shape),
         "after smooth enlargement": finished(large),
         "with steep edges": finished(handwriting._steepened(large)),
         "with MNIST's stroke width: all steps": or_empty(image),
