@@ -335,7 +335,7 @@ class Training:
 def compressed(images: Array, skip_zeros: bool) -> SparseImages:
     """Return images (images, pixels) uint8 without their dark pixels, unless they are wanted."""
     bright = np.count_nonzero(images) if skip_zeros else images.size
-    sparse = allocate_images(*images.shape, int(bright))
+    sparse = allocate_images(len(images), images.shape[1], int(bright))
     kernels.compress_images(images, sparse, not skip_zeros)
     return sparse
 
