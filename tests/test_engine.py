@@ -12,7 +12,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ from stages.core.state import State
 from stages.core.training import DivergedError, Epoch
 from stages.engine import compiler, products
 from stages.engine.deformation import deform
-from stages.engine.training import Training
+from stages.engine.memory import allocate_images
+from stages.engine.training import Training, compressed
 from stages.pipeline.checkpoint import load_checkpoint, save_checkpoint
 from tests.checks.small_project import ROOT, environment
 
@@ -289,34 +290,44 @@ def test_a_thread_that_fails_ends_the_training(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("columns", [16, 48, 64, 80, 208])
-def test_sparse_products_agree_with_numpy(columns: int) -> None:
+@pytest.mark.parametrize("rows", [30, products.TILE, products.TILE + 1, 3 * products.TILE - 5])
+def test_sparse_products_agree_with_numpy(rows: int, columns: int) -> None:
     generator = np.random.default_rng(1)
-    left = generator.integers(0, 5, (9, 30)) * (generator.random((9, 30)) < 0.3)
-    matrix = generator.integers(-50, 50, (30, columns)).astype(np.float32)
-    indices, factors, starts, stops = [], [], [], []
+    left = generator.integers(0, 5, (9, rows)) * (generator.random((9, rows)) < 0.3)
+    matrix = generator.integers(-50, 50, (rows, columns)).astype(np.float32)
+    left[3] = 0
+    left[4, : products.TILE] = 0
+    tiles = np.arange(0, rows + products.TILE, products.TILE)
+    indices, factors, bounds = [], [], []
     for row in left:
-        starts.append(len(indices))
+        bounds.append(len(indices) + np.searchsorted(np.flatnonzero(row), tiles))
         indices += np.flatnonzero(row).tolist()
         factors += row[row != 0].tolist()
-        stops.append(len(indices))
     for dtype in (np.float32, np.float64):
         out = np.full((9, columns), np.nan, dtype)
         products.combine_rows(
             out.ravel(), 0, matrix.ravel(), 0, columns, columns, np.array(indices, np.uint16),
-            np.array(factors, np.float32), np.array(starts), np.array(stops), 0, 9,
+            np.array(factors, np.float32), np.array(bounds), len(tiles) - 1, 0, 9,
         )  # fmt: skip
         np.testing.assert_array_equal(out, left @ matrix)
 
 
-@pytest.mark.parametrize("pixels", [1, 7, 8, 64, 100])
-def test_compressed_images_hold_every_bright_pixel(pixels: int) -> None:
+@pytest.mark.parametrize("keep_zeros", [False, True])
+@pytest.mark.parametrize("pixels", [1, 7, products.TILE, 300])
+def test_sparse_images_hold_every_bright_pixel(pixels: int, keep_zeros: bool) -> None:
     generator = np.random.default_rng(1)
-    for fraction in (0.0, 0.2, 1.0):
-        image = generator.integers(1, 256, pixels) * (generator.random(pixels) < fraction)
-        indices, values = np.empty(pixels, np.uint16), np.empty(pixels, np.float32)
-        count = products.compress_pixels(image.astype(np.uint8), indices, values, False)
-        assert indices[:count].tolist() == np.flatnonzero(image).tolist()
-        np.testing.assert_array_equal(values[:count], image[image != 0] / 256)
+    images = np.stack([
+        generator.integers(1, 256, pixels) * (generator.random(pixels) < fraction)
+        for fraction in (0.2, 0.0, 1.0, 0.0)
+    ]).astype(np.uint8)  # fmt: skip
+    sparse = compressed(images, not keep_zeros)
+    for image, bounds in zip(images, sparse.bounds, strict=True):
+        found = np.zeros(pixels, np.uint8)
+        for tile, (start, stop) in enumerate(pairwise(bounds)):
+            assert (sparse.pixels[start:stop] // products.TILE == tile).all()
+            found[sparse.pixels[start:stop]] = sparse.brightness[start:stop]
+        np.testing.assert_array_equal(found, image)
+        assert bounds[-1] - bounds[0] == (pixels if keep_zeros else np.count_nonzero(image))
 
 
 @pytest.mark.parametrize("shape", [(28, 28), (8, 8), (20, 32)])
@@ -326,11 +337,15 @@ def test_deformations_agree_with_the_core(shape: tuple[int, int], elastic: float
     images = np.random.default_rng(2).integers(0, 256, (50, *shape), dtype=np.uint8)
     drawn = draw(augmentation, shape, 4, np.random.default_rng(3))
     order = np.random.default_rng(4).permutation(50)
-    found = np.empty((64, shape[0] * shape[1]), np.uint8)
+    pixels = shape[0] * shape[1]
+    found = allocate_images(64, pixels, 64 * pixels)
     kernels = [gaussian(augmentation.smoothness, size) for size in shape]
-    deform(images.reshape(50, -1), order, 0, shape, drawn, elastic, *kernels, found)
+    deform(images.reshape(50, -1), order, 0, shape, drawn, elastic, *kernels, found, False)
     expected = deform_by_the_textbook(images[order], drawn, augmentation)
-    np.testing.assert_array_equal(found[:50], expected.reshape(50, -1))
+    for image, bounds in zip(expected.reshape(50, -1), found.bounds, strict=False):
+        row = slice(bounds[0], bounds[-1])
+        assert found.pixels[row].tolist() == np.flatnonzero(image).tolist()
+        np.testing.assert_array_equal(found.brightness[row], image[image != 0])
 
 
 # ---- the cache of compiled kernels, and where the engine cannot run
