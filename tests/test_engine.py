@@ -355,13 +355,15 @@ import hashlib
 import numpy as np
 from stages.core.augmentation import Augmentation, draw, gaussian
 from stages.engine.deformation import deform
+from stages.engine.memory import allocate_images
 
 augmentation = Augmentation(10, 0.1, 0.1, 1, 20, 4, 1)
 images = np.random.default_rng(2).integers(0, 256, (16, 784), dtype=np.uint8)
 drawn = draw(augmentation, (28, 28), 1, np.random.default_rng(3))
-kernel, found = gaussian(4, 28), np.empty((16, 784), np.uint8)
-deform(images, np.arange(16), 0, (28, 28), drawn, 20.0, kernel, kernel, found)
-print(hashlib.sha256(found).hexdigest())
+kernel, found = gaussian(4, 28), allocate_images(16, 784, 16 * 784)
+deform(images, np.arange(16), 0, (28, 28), drawn, 20.0, kernel, kernel, found, False)
+rows = [found.brightness[bounds[0] : bounds[-1]] for bounds in found.bounds]
+print(hashlib.sha256(np.concatenate(rows)).hexdigest())
 """
 
 
