@@ -2,7 +2,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help repro recipe study worker experiments report push pull test verify bench lint lock
+.PHONY: help repro recipe train study worker experiments report predict draw export walkthrough push pull test verify bench lint lock
 
 help: ## list the targets; times are those of two cores
 	@sed -n 's/^\([a-z ]*\):.*## \(.*\)/make \1	\2/p' Makefile | \
@@ -19,6 +19,15 @@ recipe: .venv/.ready ## run RECIPE=name of recipes.yaml as an experiment
 	python -m tools.repair_dvc
 	python -m tools.recipe -- "$(RECIPE)"
 	@python -m tools.summary
+
+# The ranks write what the train stage would, so DVC can record it as the stage's result. HOSTS=file
+# has a line `host:ranks` for each machine.
+RANKS = 2
+train: .venv/.mpi ## train over MPI with RANKS=2, on HOSTS=file or here
+	python -m tools.repair_dvc
+	dvc repro --quiet preprocess
+	python -m tools.mpiexec -- "$(RANKS)" "$(HOSTS)"
+	dvc commit --quiet --force train
 
 # Scores the network of each seed from 1 to SEEDS on the test set, once.
 # CLUSTER=local:2 or tcp://host:8786 shares the seeds out to Dask's workers, and
@@ -41,6 +50,22 @@ REV = HEAD
 report: .venv/.ready ## compare the workspace with REV=HEAD: reports/report.html
 	python -m tools.report -- "$(REV)"
 
+# PREDICT="--json" prints all probabilities, PREDICT="--picture FILE.png" shows what the network saw.
+predict: .venv/.ready ## say which digits IMAGES="photo.jpg scans/*.png" show
+	@python -m tools.predict $(PREDICT) -- $(IMAGES)
+
+draw: .venv/.ready ## put the network on a page to draw on: reports/draw.html
+	python -m tools.draw
+
+# Takes uint8 images as they are; each file's metadata has labels, accuracy and the model's hash.
+export: .venv/.ready ## write the model as ONNX, Keras and safetensors into models/
+	python -m tools.export
+
+walkthrough: .venv/.ready ## run docs/walkthrough.ipynb and save it with its outputs
+	python -m tools.repair_dvc
+	dvc repro --quiet fetch
+	python -m tools.walkthrough
+
 push: .venv/.ready ## send data, models and the run cache to DVC's remote
 	python -m tools.repair_dvc
 	python -m tools.share push
@@ -48,7 +73,7 @@ push: .venv/.ready ## send data, models and the run cache to DVC's remote
 pull: .venv/.ready ## get them from there
 	python -m tools.share pull
 
-test: .venv/.ready .venv/.dask ## run the tests: about twelve minutes
+test: .venv/.ready .venv/.dask .venv/.mpi ## run the tests: about twelve minutes
 	pytest --cov --cov-report=term:skip-covered
 
 # VERIFY="--quick --vary all" runs it under variations; see tests/checks/verify.py.
@@ -80,6 +105,12 @@ lint: .venv/.ready ## check style and types
 		--no-deps -r requirements-dask.lock
 	@touch $@
 
+# MPI lies on top: whoever trains on one machine does without.
+.venv/.mpi: .venv/.ready requirements-mpi.lock
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+		--no-deps -r requirements-mpi.lock
+	@touch $@
+
 # For Linux, pip's configuration must lead to PyTorch's CPU build: the default index has only builds
 # that need CUDA's libraries.
 .bench-venv/.ready: requirements.lock requirements-bench.lock
@@ -99,4 +130,5 @@ lock: ## pin the newest packages for every platform at once; needs uv
 	$(LOCK) --group dev -c requirements.lock -o requirements-dev.lock
 	$(LOCK) --group dask -c requirements.lock -c requirements-dev.lock -o requirements-dask.lock
 	$(LOCK) --group bench -c requirements.lock -o requirements-bench.lock
+	$(LOCK) --group mpi -c requirements.lock -o requirements-mpi.lock
 	sed -i "s/^torch==\([^ ]*\)/torch==\1+cpu ; sys_platform == 'linux' \\\\\n    --hash=$(TORCH_CPU)\ntorch==\1 ; sys_platform != 'linux'/" requirements-bench.lock

@@ -31,11 +31,12 @@ from stages.core import Array, initialisation, network, prediction
 from stages.core.augmentation import Augmentation
 from stages.core.config import TrainConfig
 from stages.core.exact import PIXELS, Plain
-from stages.pipeline.datasets import CLASSES, SHAPE
+from stages.pipeline.datasets import MNIST
 
 BRIGHTNESS = np.float32(PIXELS.quantum)
 """A pixel's value times this is what enters every contender's network."""
 FOREVER = 1_000_000
+CLASSES = len(MNIST.classes)
 
 Layers = Sequence[tuple[Array, Array]]
 """Each layer's W (inputs, outputs) and b (outputs,)."""
@@ -51,7 +52,7 @@ class StopTraining(Exception):  # noqa: N818  (no error: what ends a training)
 
 
 class Data(NamedTuple):
-    """Images (samples, 784) and labels (samples,), uint8, for training and for testing."""
+    """Images (samples, pixels) and labels (samples,), uint8, for training and for testing."""
 
     x: Array
     y: Array
@@ -74,7 +75,7 @@ class Task:
     @property
     def sizes(self) -> list[int]:
         """Units of every layer, the inputs first."""
-        return [28 * 28, *self.hidden_sizes, CLASSES]
+        return [MNIST.pixels, *self.hidden_sizes, CLASSES]
 
     @property
     def operations(self) -> int:
@@ -103,7 +104,7 @@ class Plan:
 
 
 def predict(layers: Layers, x: Array) -> Array:
-    """Return the classes of images x (samples, 784) uint8; the same code scores everyone."""
+    """Return the classes of images x (samples, pixels) uint8; the same code scores everyone."""
     parameters = [network.Layer(*layer) for layer in layers]
     return prediction.predict(prediction.logits_of(parameters, x, Plain()))
 
@@ -138,8 +139,8 @@ def ours(task: Task, data: Data, *, exact: bool = True, skip_zeros: bool = True)
         )
         few = slice(0, CLASSES)  # its own scoring is no part of what is measured
         training = Training(
-            (data.x.reshape(-1, *SHAPE), data.y),
-            (data.x_test[few].reshape(-1, *SHAPE), data.y_test[few]),
+            (data.x.reshape(-1, *MNIST.shape), data.y),
+            (data.x_test[few].reshape(-1, *MNIST.shape), data.y_test[few]),
             config,
             task.workers or threads.worker_count(),
             exact,
@@ -313,7 +314,7 @@ def keras_fit(task: Task, data: Data, *, jit_compile: bool) -> Train:
     dataset = dataset.with_options(options)
     model = keras.Sequential(
         [
-            keras.Input((28 * 28,), dtype="uint8"),
+            keras.Input((MNIST.pixels,), dtype="uint8"),
             keras.layers.Rescaling(float(BRIGHTNESS)),
             *(keras.layers.Dense(units, activation="relu") for units in task.hidden_sizes),
             keras.layers.Dense(CLASSES),

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from stages.pipeline.datasets import MNIST
 from stages.pipeline.files import atomic_write
 
 Report = dict[str, Any]
@@ -242,7 +243,7 @@ def scaling_figure(report: Report) -> Figure:
     if all(point["memory_bytes"] for point in points):
         megabytes = [point["memory_bytes"]["own"] / 1e6 for point in points]
         memory.plot(counts, megabytes, "o-", color=OURS, label="memory of the training")
-        megabytes = [count * 784 / 1e6 for count in counts]
+        megabytes = [count * MNIST.pixels / 1e6 for count in counts]
         memory.plot(counts, megabytes, "s--", color=NOTEBOOK, label="file of the images")
         memory.legend(frameon=False, fontsize=13, loc="upper left")
         memory.set_ylim(bottom=0)

@@ -12,7 +12,7 @@ from stages.core.metrics import class_metrics, confusion_matrix
 from stages.core.network import softmax, softmax_terms
 from stages.core.prediction import logits_of, predict, quantise, score
 from stages.pipeline.command import InputError, run
-from stages.pipeline.datasets import CLASSES, load_processed, load_raw
+from stages.pipeline.datasets import load_description, load_processed, load_raw
 from stages.pipeline.files import save_csv, save_json
 from stages.pipeline.model_file import MODEL, load_model
 from stages.pipeline.params import load_params
@@ -34,8 +34,10 @@ def evaluate() -> None:
     Raises:
         ExactnessError: the model's numbers are too large.
     """
+    description = load_description()
+    classes = len(description.classes)
     x_test, y_test = load_raw("test")
-    parameters, arithmetic = quantise(load_model(MODEL, inputs=x_test[0].size, classes=CLASSES))
+    parameters, arithmetic = quantise(load_model(MODEL, description.pixels, classes))
 
     metrics = {}
     for name, (x, y) in (
@@ -54,7 +56,7 @@ def evaluate() -> None:
 
     logits = logits_of(parameters, x_test, arithmetic)
     predictions = predict(logits)
-    per_class = class_metrics(confusion_matrix(y_test, predictions, CLASSES))
+    per_class = class_metrics(confusion_matrix(y_test, predictions, classes))
     save_csv(
         PER_CLASS,
         ("class", *per_class._fields),

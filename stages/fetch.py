@@ -1,21 +1,38 @@
-"""Stage 1: get MNIST's four arrays, the same bytes whatever the source."""
+"""Stage 1: get the four arrays of the data set, MNIST's the same bytes whatever the source."""
 
 from __future__ import annotations
 
 from stages.pipeline.command import run
-from stages.pipeline.datasets import RAW
+from stages.pipeline.datasets import FASHION_MNIST, MNIST, RAW, Description, save_description
 from stages.pipeline.files import save_array
-from stages.pipeline.params import load_params
-from stages.pipeline.sources import Arrays, fetch_mnist
+from stages.pipeline.own_images import read_own
+from stages.pipeline.params import FetchParams, load_params
+from stages.pipeline.sources import Arrays, fetch_fashion_mnist, fetch_mnist
 
 
 def main() -> None:
-    """Write the four arrays to data/raw."""
+    """Write the four arrays and the data set's description to data/raw."""
     # Nothing is written before all four arrays are verified.
-    arrays = fetch_mnist(load_params().fetch.sources)
+    description, arrays = fetch(load_params().fetch)
     for name, array in arrays.items():
         save_array(RAW / f"{name}.npy", array)
+    save_description(description)
     report(arrays)
+
+
+def fetch(params: FetchParams) -> tuple[Description, Arrays]:
+    """Return the data set that the parameters choose.
+
+    Raises:
+        InputError: no source gave it, or a file of it is bad.
+    """
+    match params.dataset:
+        case "mnist":
+            return MNIST, fetch_mnist(params.sources)
+        case "fashion_mnist":
+            return FASHION_MNIST, fetch_fashion_mnist()
+        case "files":
+            return read_own(params.files)
 
 
 def report(arrays: Arrays) -> None:

@@ -10,19 +10,20 @@ from __future__ import annotations
 
 from stages.core.data import DataError, stratified_split
 from stages.pipeline.command import InputError, run
-from stages.pipeline.datasets import PROCESSED, RAW, load_raw
+from stages.pipeline.datasets import PROCESSED, load_raw
 from stages.pipeline.files import save_array
-from stages.pipeline.params import load_params
+from stages.pipeline.params import PARAMS, load_params
 
 
 def main() -> None:
     """Write the training and validation images and labels to data/processed."""
     params = load_params().preprocess
+    size = params.validation_size
     images, labels = load_raw("train")
     try:
-        kept, held_out = stratified_split(labels, params.validation_size, params.seed)
+        kept, held_out = stratified_split(labels, size, params.seed)
     except DataError as error:
-        raise InputError(f"{RAW}/y_train.npy: {error}") from None
+        raise InputError(f"{PARAMS}: preprocess.validation_size: {size}: {error}") from None
     for name, chosen in (("train", kept), ("validation", held_out)):
         save_array(PROCESSED / f"x_{name}.npy", images[chosen].reshape(len(chosen), -1))
         save_array(PROCESSED / f"y_{name}.npy", labels[chosen])

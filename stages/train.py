@@ -16,25 +16,27 @@ from stages.core import training as textbook
 from stages.core.augmentation import Augmentation
 from stages.core.config import TrainConfig
 from stages.core.data import LabelledImages, joined
-from stages.core.exact import ExactnessError
+from stages.core.exact import ExactnessError, RoundingError
 from stages.core.network import Layer
 from stages.core.state import State
 from stages.core.training import DivergedError, Epoch
 from stages.pipeline import threads
 from stages.pipeline.checkpoint import CHECKPOINT, fingerprint_of, load_checkpoint, save_checkpoint
-from stages.pipeline.command import InputError, raise_lost_interrupt, run
+from stages.pipeline.command import InputError, ending_at_once, run
 from stages.pipeline.datasets import load_processed
 from stages.pipeline.files import save_csv
+from stages.pipeline.interrupts import raise_lost_interrupt
 from stages.pipeline.model_file import MODEL, save_model
 from stages.pipeline.params import PARAMS, TrainParams, load_params
 from stages.pipeline.schemas import CURVES
+from stages.pipeline.under_dvc import ancestors, ended
 
 
 def load_engine() -> ModuleType | None:
     """Return the module that trains fast, or None where the textbook loop is to train.
 
     The environment variable `ENGINE` chooses: `compiled`, the default, or `textbook`. Where the
-    engine cannot run, the textbook does: the same bytes, later.
+    engine cannot run, whatever the reason, the textbook does: the same bytes, later.
 
     Raises:
         InputError: the variable is neither.
@@ -45,9 +47,16 @@ def load_engine() -> ModuleType | None:
     if chosen == "textbook":
         return None
     try:
-        from stages.engine import training
-    except ImportError as error:
-        print(f"the engine cannot run here ({error}): the textbook loop trains, slower", flush=True)
+        with ending_at_once():  # the first time, kernels are compiled for many seconds
+            from stages.engine import training
+            from stages.engine.trial import trial
+
+            trial()
+    except (MemoryError, RoundingError):
+        raise
+    except Exception as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        print(f"the engine cannot run here ({why}): the textbook loop trains, slower", flush=True)
         return None
     return training
 
@@ -60,11 +69,11 @@ class Trained(NamedTuple):
     resumed: bool
 
 
-def main() -> None:
+def main(loop: Callable[..., list[Layer]] | None = None) -> None:
     """Write models/model.npz and reports/learning_curves.csv; go on from a checkpoint, if any."""
     params = load_params().train
     sets = load_processed("train"), load_processed("validation")
-    trained = train(params, *sets, CHECKPOINT, f"{PARAMS}: train")
+    trained = train(params, *sets, CHECKPOINT, f"{PARAMS}: train", loop)
     save_csv(
         CURVES,
         Epoch._fields,
@@ -88,6 +97,7 @@ def train(
     validation_set: LabelledImages,
     checkpoint: Path,
     section: str,
+    loop: Callable[..., list[Layer]] | None = None,
     check: Callable[[], None] = raise_lost_interrupt,
 ) -> Trained:
     """Train a network, telling its progress.
@@ -100,21 +110,25 @@ def train(
             from, and where its state is saved now and then; the caller removes it, once the result
             is safe.
         section: the file and section of the parameters, for a refusal to name.
+        loop: trains instead of the engine, called as `stages.core.training.train`.
         check: called after every epoch; what it raises ends the training.
 
     Raises:
-        InputError: the initial weights are too large, or the training diverged.
+        InputError: the initial weights are too large, the training diverged, or the DVC that
+            started it has ended.
     """
-    engine = load_engine()  # before the fingerprint, which covers the code that is loaded
+    # Before the fingerprint, which covers the code that is loaded.
+    engine = None if loop else load_engine()
     settings = params.model_dump()
     fingerprint = fingerprint_of(settings, [*training_set, *validation_set])
     if settings.pop("include_validation"):
         training_set = joined(training_set, validation_set)
     augmentation = Augmentation(**settings.pop("augmentation"))
     config = TrainConfig(**settings, augmentation=augmentation)
+    started_by = ancestors()
     curves: list[Epoch] = []
     resume: State | None = None
-    match load_checkpoint(fingerprint, checkpoint) if engine else None:
+    match load_checkpoint(fingerprint, checkpoint):
         case str(reason):
             print(reason, flush=True)
         case (state, curves):
@@ -134,6 +148,11 @@ def train(
 
         def on_epoch(epoch: Epoch) -> None:
             check()
+            if gone := ended(started_by):
+                raise InputError(
+                    f"DVC: its process {gone[0]}, which started this training, has ended, so "
+                    "nobody would take the result; the training ends, too"
+                )
             curves.append(epoch)
             show(epoch)
 
@@ -144,7 +163,14 @@ def train(
                 )
                 parameters = training.run(on_epoch, save_due, on_state, resume)
             else:
-                parameters = textbook.train(training_set, validation_set, config, on_epoch)
+                parameters = (loop or textbook.train)(
+                    training_set,
+                    validation_set,
+                    config,
+                    on_epoch,
+                    resume=resume,
+                    on_state=lambda state: on_state(state) if save_due() else None,
+                )
         except DivergedError as error:
             raise InputError(
                 f"{section}.learning_rate: {params.learning_rate:g}: must be smaller: {error}"

@@ -9,7 +9,7 @@ import numpy as np
 from stages.core.augmentation import Augmentation, deform, draw
 from stages.core.metrics import confusion_matrix
 from stages.pipeline.command import run
-from stages.pipeline.datasets import CLASS_NAMES, load_raw
+from stages.pipeline.datasets import load_description, load_raw
 from stages.pipeline.files import atomic_write
 from stages.pipeline.model_file import MODEL, load_model
 from stages.pipeline.params import load_params
@@ -23,9 +23,10 @@ COLUMNS, ROWS = 10, 4  # of the augmented samples
 def main() -> None:
     """Write one PNG for each figure to reports/."""
     params = load_params()
+    description = load_description()
+    _, shape, names = description
     images, labels, predictions, probabilities = load_scored()
-    names, shape = CLASS_NAMES, images[0].shape
-    first_layer, *_ = load_model(MODEL, inputs=images[0].size, classes=len(names))
+    first_layer, *_ = load_model(MODEL, description.pixels, len(names))
     _, train_loss, validation_loss, validation_accuracy = curves = load_curves()
     training_images, training_labels = load_raw("train")
     originals = training_images[:COLUMNS]

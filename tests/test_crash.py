@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -71,6 +72,67 @@ def test_yaml_or_json_of_dvcs_own_cut_in_half_is_repaired(project: Path) -> None
         assert "rwlock: half-written" in repair(project)
         assert not rwlock.exists()
     assert repair(project) == ""
+
+
+def refusal(project: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.repair_dvc"],
+        cwd=project,
+        env=isolated(project),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    return done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pipes in folders")
+def test_what_no_dvc_has_made_is_named_and_not_waited_for(
+    crash_test: CrashTest, tmp_path: Path
+) -> None:
+    project = shutil.copytree(crash_test.undisturbed, tmp_path / "project")
+    cached = next((project / ".dvc/cache/files/md5").glob("??/*"))
+    for path, named in (
+        (project / "dvc.lock", "dvc.lock"),
+        (project / ".dvc/tmp/rwlock", ".dvc/tmp/rwlock"),
+        (cached, str(cached)),
+    ):
+        path.unlink(missing_ok=True)
+        path.mkdir()
+        assert refusal(project).startswith(f"error: {named}: must be a regular file")
+        path.rmdir()
+    os.mkfifo(project / "dvc.lock")
+    assert refusal(project).startswith("error: dvc.lock: must be a regular file")
+    (project / "dvc.lock").unlink()
+    os.mkfifo(cached)
+    assert "changed since it was written: removed" in repair(project)
+    for deep in (project / "dvc.lock", project / ".dvc/tmp/rwlock"):
+        deep.write_text("[" * 100_000)
+        assert "half-written: removed" in repair(project)
+        assert not deep.exists()
+
+
+def test_a_cache_elsewhere_is_repaired_too(crash_test: CrashTest, tmp_path: Path) -> None:
+    project = shutil.copytree(crash_test.undisturbed, tmp_path / "project")
+    elsewhere = tmp_path / "elsewhere"
+    (project / ".dvc/cache").rename(elsewhere)
+    subprocess.run(
+        ["dvc", "cache", "dir", "--quiet", elsewhere],
+        cwd=project,
+        env=isolated(project),
+        check=True,
+    )
+    cached = next((elsewhere / "files/md5").glob("??/*"))
+    cached.chmod(0o644)
+    cached.write_bytes(b"changed")
+    being_written = cached.with_name(".name.tmp")
+    being_written.write_bytes(b"half of what another project's DVC writes")
+    assert repair(project) == (
+        f"{cached}: changed since it was written: removed, DVC gets it anew\n"
+    )
+    assert being_written.exists()
+    assert not cached.exists()
 
 
 def test_a_folder_in_the_cache_is_left_alone(crash_test: CrashTest, tmp_path: Path) -> None:

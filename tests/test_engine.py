@@ -144,7 +144,9 @@ def test_so_many_combinations_are_compared() -> None:
     assert len(CONFIGS) >= 40
 
 
-@pytest.mark.parametrize(("shape", "classes"), [((8, 8), 10), ((20, 32), 3), ((5, 7), 32)])
+@pytest.mark.parametrize(
+    ("shape", "classes"), [((8, 8), 10), ((20, 32), 3), ((5, 7), 32), ((9, 6), 47)]
+)
 def test_images_of_any_shape_and_any_classes_give_the_textbooks_bytes(
     shape: tuple[int, int], classes: int
 ) -> None:
@@ -368,7 +370,7 @@ def test_processes_that_compile_at_once_or_cannot_write_a_cache_agree(tmp_path: 
     printed = [process.communicate(timeout=300)[0] for process in started]
     assert len(printed[0]) == 65
     assert len(set(printed)) == 1
-    assert list(tmp_path.glob("exact-mnist-*/deformation.deform*.nbc"))
+    assert list(tmp_path.glob("exact-mnist-*/deformation.deform-*.pickle"))
 
 
 @pytest.mark.parametrize("name", ["engine/forward.py", "core/elementary.py"])

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from stages.core import Array
 from stages.core import exact as budget
+from stages.core.data import MOST_CLASSES
 from stages.core.exact import (
     FINEST_WEIGHT_QUANTUM,
     HIDDEN,
@@ -148,7 +149,8 @@ SUMS = {
         2.0 / budget.OUTPUT_DELTA_QUANTUM,
     ),
     "abs(dz) over a batch": (np.float64, 1, budget.DELTA_SUM_BOUND / 2.0**-36),
-    "e**z over the classes": (np.float64, 1, 2.0**5 / budget.EXPONENTIAL_QUANTUM),
+    "e**z over the classes": (np.float64, 1, budget.FEW_CLASSES / budget.EXPONENTIAL_QUANTUM),
+    "e**z over more classes": (np.float64, 1, MOST_CLASSES / budget.EXPONENTIAL_QUANTUM_OF_MANY),
     "losses over the samples": (np.float64, 1, LOSS_SUM_BOUND / LOSS_QUANTUM),
 }
 
@@ -609,12 +611,12 @@ def test_another_rounding_direction_is_refused(direction: int) -> None:
         pytest.skip("the numbers of the directions are x86-64's")
     code = f"""
 import ctypes, ctypes.util
-from stages.core.exact import Exact, ExactnessError
+from stages.core.exact import Exact, RoundingError
 Exact(2)
 ctypes.CDLL(ctypes.util.find_library("m")).fesetround({direction})
 try:
     Exact(2)
-except ExactnessError as error:
+except RoundingError as error:
     print(error)
 """
     done = subprocess.run(

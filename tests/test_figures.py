@@ -17,12 +17,13 @@ from PIL import Image
 
 from stages import visualize
 from stages.core.network import Layer
-from stages.pipeline.datasets import CLASS_NAMES
+from stages.pipeline.datasets import MNIST, save_description
 from stages.pipeline.model_file import save_model
 from stages.pipeline.schemas import Scored, save_scored
 from stages.plots import charts, drawing, figures, png
+from tests.checks.small_project import ROOT, fresh_parameters
 
-ROOT = Path(__file__).parent.parent
+CLASS_NAMES = MNIST.classes
 WHITE = (255, 255, 255)
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker",
            "Bag", "Ankle boot")  # fmt: skip
@@ -557,10 +558,11 @@ def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder in ("data/raw", "models", "reports"):
         Path(folder).mkdir(parents=True)
-    Path("params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    Path("params.yaml").write_text(fresh_parameters())
     found = scored()
     np.save("data/raw/x_train.npy", found.images)
     np.save("data/raw/y_train.npy", found.labels)
+    save_description(MNIST)
     save_scored(found)
     layers = (weights(4), np.ones(4, np.float32)), (weights(10, 4), np.ones(10, np.float32))
     save_model(Path("models/model.npz"), [Layer(*layer) for layer in layers])

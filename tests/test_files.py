@@ -29,6 +29,7 @@ from stages.pipeline.files import (
     save_csv,
     save_json,
 )
+from stages.pipeline.params import read_document
 from tests.checks.small_project import ROOT, environment
 
 ARRAY = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -170,6 +171,34 @@ def test_a_missing_file_is_named_with_the_remedy(
     message = one_line(load, tmp_path / "missing")
     assert "no such file" in message
     assert "dvc repro" in message
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files")
+@pytest.mark.parametrize("load", [load_array, load_mapped, load_arrays, load_bytes, read_document])
+def test_a_pipe_or_a_device_is_refused_and_not_waited_for(
+    tmp_path: Path, load: Callable[[Path], object]
+) -> None:
+    path = tmp_path / "file"
+    os.mkfifo(path)
+    assert "must be a regular file" in one_line(load, path)
+    path.unlink()
+    for device in ("/dev/zero", "/dev/tty"):
+        path.symlink_to(device)
+        assert "must be a regular file" in one_line(load, path)
+        path.unlink()
+    path.mkdir()
+    assert one_line(load, path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files")
+def test_a_pipe_in_place_of_what_is_written_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for name in ("file", ".file.part"):
+        os.mkfifo(tmp_path / name)
+    with atomic_write(path) as file:
+        file.write(b"new")
+    assert path.read_bytes() == b"new"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
 NOT_ARRAYS = {

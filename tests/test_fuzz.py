@@ -40,10 +40,10 @@ from stages.pipeline.schemas import (
     parse_per_class,
 )
 from stages.plots import charts, drawing
-from tests.checks.small_project import ROOT, images_and_labels
+from tests.checks.small_project import ROOT, fresh_parameters, images_and_labels
 from tools import study
 
-PARAMS = (ROOT / "params.yaml").read_bytes()
+PARAMS = fresh_parameters().encode()
 TABLE = (
     b"epoch,train_loss,validation_loss,validation_accuracy\n"
     b"1,0.797244,0.321319,0.908800\n2,0.435169,0.212709,0.941800\n"
@@ -56,6 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Enter a folder with a small data set and outputs that must stay as they are."""
     folder, before = tmp_path_factory.mktemp("fuzz"), Path.cwd()
     os.chdir(folder)
+    datasets.save_description(datasets.MNIST)
     for part, shape in (("train", (-1, 784)), ("validation", (-1, 784)), ("test", (-1, 28, 28))):
         images, labels = images_and_labels(20, seed=1)
         home = datasets.RAW if part == "test" else datasets.PROCESSED

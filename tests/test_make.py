@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from stages.pipeline.command import InputError
-from tests.checks.small_project import ROOT
+from tests.checks.small_project import ROOT, committed, environment
 from tools import summary
 
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -65,9 +65,16 @@ def test_the_result_is_the_test_accuracy_and_where_the_pictures_are(
     assert first == "test accuracy 98.70% (validation 98.64%, train 99.33%)"
     named = re.findall(r"reports/\w+\.png", second)
     assert named
-    assert all((ROOT / picture).exists() for picture in named)
+    assert all(committed(picture) for picture in named)
 
     for damaged in ("", "{}", '{"train": 1}'):
         path.write_text(damaged)
         with pytest.raises(InputError, match=r"^reports/metrics.json: damaged"):
             summary.main()
+
+
+def test_git_ignores_what_a_running_test_writes() -> None:
+    written = [".coverage", ".coverage.host.1234.Xabcdefx", ".pytest_cache/x", ".hypothesis/x"]
+    command = ["git", "check-ignore", *written]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.stdout.split() == written

@@ -451,7 +451,7 @@ def test_classify_gives_digits_and_probabilities_of_images_in_either_shape() -> 
     layers, arithmetic = quantise(parameters)
     expected = probabilities_of(logits_of(layers, x, arithmetic), arithmetic)
     assert found.probabilities.tobytes() == expected.tobytes()
-    assert found.digits.tolist() == expected.argmax(axis=1).tolist()
+    assert found.classes.tolist() == expected.argmax(axis=1).tolist()
     assert classify(parameters, x).probabilities.tobytes() == expected.tobytes()
 
 

@@ -13,8 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from dvc.utils.hydra import apply_overrides
 
-from tests.checks.small_project import ROOT, SMALL, copy_project, isolated, set_parameters
+from tests.checks.small_project import (
+    ROOT,
+    SMALL,
+    copy_project,
+    fresh_parameters,
+    isolated,
+    set_parameters,
+)
 
 
 def run(project: Path, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -201,6 +209,7 @@ def test_an_experiment_runs_and_leaves_the_comments(project: Path) -> None:
     text = (project / "params.yaml").read_text()
     assert re.search(r"learning_rate: 1e-05$", text, re.MULTILINE)
     assert comments(text) == comments((ROOT / "params.yaml").read_text())
+    assert git(project, "diff", "--numstat", "params.yaml") == "1\t1\tparams.yaml\n"
     after = yaml.safe_load(text)
     assert float(after["train"].pop("learning_rate")) == 1e-05
     del before["train"]["learning_rate"]
@@ -212,6 +221,19 @@ def test_an_experiment_runs_and_leaves_the_comments(project: Path) -> None:
     assert float(workspace["train.learning_rate"]) == 1e-05
     assert float(commit["train.learning_rate"]) == SMALL["train"]["learning_rate"]
     assert workspace["test.loss"] == experiment["test.loss"] != commit["test.loss"]
+
+
+@pytest.mark.parametrize(
+    "setting", ["train.learning_rate=0.3", "train.hidden_sizes=[32]", "fetch.sources=[keras,pypi]"]
+)
+def test_a_set_parameter_changes_its_own_line_alone(tmp_path: Path, setting: str) -> None:
+    path = tmp_path / "params.yaml"
+    before = fresh_parameters()
+    path.write_text(before, encoding="utf-8")
+    apply_overrides(path, [setting])  # what `dvc exp run -S` does to the file
+    after = path.read_text(encoding="utf-8")
+    pairs = list(zip(before.splitlines(), after.splitlines(), strict=True))
+    assert sum(old != new for old, new in pairs) <= 1
 
 
 def test_deleted_outputs_come_back_from_the_cache(project: Path) -> None:
@@ -277,7 +299,8 @@ def test_a_bad_value_is_one_clear_line_and_the_cache_has_what_was_there(
     assert done.returncode != 0
     # Our line comes first; DVC adds one of its own, which says what stage failed.
     ours, theirs = done.stderr.splitlines()
-    assert ours == line
+    # The bad value stays in params.yaml, where the next run finds it: the line says how to go back.
+    assert ours == f"{line}; params.yaml stays so until you edit it, or 'git restore params.yaml'"
     assert theirs.startswith("ERROR: failed to reproduce 'train'")
     assert "error" not in done.stdout
     # DVC removed what the stage was to make, and restores it.

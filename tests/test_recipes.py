@@ -14,11 +14,12 @@ import yaml
 from test_pipeline import comments, dvc, git, new_project, outputs, run, stages_run
 
 from stages.pipeline.command import InputError
-from tests.checks.small_project import ROOT
-from tools.recipe import load_recipe
+from stages.pipeline.params import load_params
+from tests.checks.small_project import ROOT, fresh_parameters
+from tools.recipe import load_recipe, settings
 
 RECIPES = yaml.safe_load((ROOT / "recipes.yaml").read_text(encoding="utf-8"))
-PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+PARAMS = yaml.safe_load(fresh_parameters())
 # Every kind of value, and a float that DVC must not turn into text.
 QUICK = RECIPES["simard"] | {
     "hidden_sizes": [8, 4],
@@ -44,9 +45,19 @@ def experiments(project: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "default"])
-def test_a_recipe_is_complete_and_valid(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    assert load_recipe(name).model_dump() == PARAMS | {"train": RECIPES[name]}
+def test_a_recipe_is_complete_and_valid(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "recipes.yaml", tmp_path)
+    (tmp_path / "params.yaml").write_text(fresh_parameters())
+    wanted = dict(RECIPES[name])
+    dataset = wanted.pop("dataset", PARAMS["fetch"]["dataset"])
+    fetch = PARAMS["fetch"] | {"dataset": dataset}
+    found = load_recipe(name)
+    assert found.model_dump() == PARAMS | {"fetch": fetch, "train": wanted}
+    changed = "fetch.dataset=fashion_mnist" in settings(load_params(), found)
+    assert changed == (name == "fashion")
 
 
 def test_the_notebooks_recipe_is_the_notebooks() -> None:
@@ -92,7 +103,7 @@ def test_the_notebooks_recipe_is_the_notebooks() -> None:
 def test_a_bad_recipe_is_one_clear_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, line: str
 ) -> None:
-    shutil.copy(ROOT / "params.yaml", tmp_path)
+    (tmp_path / "params.yaml").write_text(fresh_parameters())
     (tmp_path / "recipes.yaml").write_text(text)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError) as refused:
@@ -147,3 +158,50 @@ def test_an_experiment_from_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert failed.returncode not in (0, None)
     assert "out of order" in failed.stderr
     assert experiments(project) == after
+
+
+def test_the_default_recipe_in_a_folder_of_a_larger_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = tmp_path / "larger/project"
+    project.mkdir(parents=True)
+    for name in ("recipes.yaml", "params.yaml"):
+        shutil.copy(ROOT / name, project)
+    git(tmp_path / "larger", "init", "--quiet", "--initial-branch=main")
+    dvc(project, "init", "--quiet", "--subdir")
+    git(project, "add", ".")
+    git(project, "commit", "--quiet", "--message=All in one")
+    monkeypatch.chdir(project)
+    assert load_recipe("default") == load_params()
+    with (project / "params.yaml").open("a") as file:
+        file.write("# An edit.\n")
+    with pytest.raises(InputError, match="differs from the last commit"):
+        load_recipe("default")
+
+
+def test_ci_compares_experiments_in_a_folder_of_a_larger_repository(tmp_path: Path) -> None:
+    project = tmp_path / "larger/project"
+    (project / "reports").mkdir(parents=True)
+    (project / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci/compare", project / ".ci")
+    git(tmp_path / "larger", "init", "--quiet", "--initial-branch=main")
+    dvc(project, "init", "--quiet", "--subdir")
+    (project / "dvc.yaml").write_text("metrics: [reports/metrics.json]\nparams: [params.yaml]\n")
+    for seed in (1, 2):
+        (project / "params.yaml").write_text(f"seed: {seed}\n")
+        (project / "reports/metrics.json").write_text(json.dumps({"loss": seed / 4}))
+        (project / "reports/learning_curves.csv").write_text(f"epoch\n{seed}\n")
+        git(project, "add", ".")
+        git(project, "commit", "--quiet", f"--message=Seed {seed}")
+    old, new = git(project, "rev-parse", "HEAD~1", "HEAD").split()
+    git(project, "update-ref", f"refs/exps/{old[:2]}/{old[2:]}/tried", new)
+    done = run(project, ".ci/compare", "HEAD~1", "tried", "URL")
+    assert done.returncode == 0, done.stderr
+    for commit in (old, new):
+        assert f"(URL/raw/{commit}/project/reports/learning_curves.png)" in done.stdout
+    assert re.search(r"params.yaml +\| seed +\| 1 +\| 2", done.stdout)
+    assert re.search(r"metrics.json +\| loss +\| 0.25 +\| 0.5", done.stdout)
+    assert "learning_curves.csv | 2 +-" in done.stdout
+    refused = run(project, ".ci/compare", "HEAD~1", "nothing", "URL")
+    assert refused.returncode == 1
+    assert refused.stderr == "error: nothing: no such commit, branch, tag or experiment\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,13 @@ import numpy as np
 import pytest
 
 from stages.pipeline.command import InputError
+from stages.pipeline.datasets import (
+    DESCRIPTION,
+    MNIST,
+    Description,
+    load_description,
+    save_description,
+)
 from stages.pipeline.files import save_arrays
 from stages.pipeline.model_file import load_model
 from stages.pipeline.schemas import (
@@ -25,6 +33,7 @@ from stages.pipeline.schemas import (
 from tests.checks.small_project import images_and_labels
 
 IMAGES, LABELS = images_and_labels(20, seed=1)
+GOOD = {"name": "mnist", "shape": [28, 28], "classes": list("0123456789")}
 PROBABILITIES = np.eye(10, dtype=np.float32)[LABELS]
 SCORED = Scored(IMAGES, LABELS, LABELS, PROBABILITIES)
 
@@ -33,6 +42,39 @@ def changed(array: np.ndarray[Any, Any], place: Any, value: Any) -> np.ndarray[A
     copy = array.copy()
     copy[place] = value
     return copy
+
+
+@pytest.fixture(autouse=True)
+def described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_description(MNIST)
+
+
+def test_a_description_comes_back_as_it_was_written() -> None:
+    wide = Description("signs", (20, 32), ("give way", "stop", "no entry"))
+    save_description(wide)
+    assert load_description() == wide
+    assert wide.pixels == 640
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"shape": [28]}, "shape: "),
+        ({"shape": [28, 65]}, "shape.1: "),
+        ({"shape": [28, "28"]}, "shape.1: "),
+        ({"classes": ["one"]}, "classes: "),
+        ({"classes": ["one", "one"]}, "classes: .* one is given twice"),
+        ({"classes": ["one", "two\nlines"]}, "classes.1: .*printable"),
+        ({"classes": ["one", ""]}, "classes.1: "),
+        ({"name": 5}, "name: "),
+        ({"more": 5}, "more: "),
+    ],
+)
+def test_a_description_that_is_none_is_refused(changes: dict[str, object], complaint: str) -> None:
+    DESCRIPTION.write_text(json.dumps(GOOD | changes))
+    with pytest.raises(InputError, match=f"^{DESCRIPTION}: damaged: {complaint}"):
+        load_description()
 
 
 def test_a_scored_set_comes_back_as_it_was_written(tmp_path: Path) -> None:

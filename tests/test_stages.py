@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import signal
@@ -22,12 +23,20 @@ from numpy.typing import NDArray
 
 from stages.core import Array
 from stages.core.network import Layer
-from stages.pipeline.command import LOCKS, InputError, raise_lost_interrupt, run
+from stages.pipeline.command import LOCKS, InputError, run
+from stages.pipeline.interrupts import raise_lost_interrupt
 from stages.pipeline.model_file import load_model, save_model
-from tests.checks.small_project import ROOT, copy_project, environment, set_parameters
+from tests.checks.small_project import (
+    ROOT,
+    copy_project,
+    environment,
+    fresh_parameters,
+    set_parameters,
+)
 
 STAGES = ["fetch", "preprocess", "train", "evaluate", "visualize"]
 Arrays = dict[str, NDArray[np.float32]]
+LINE = "interrupted: every file on disk is whole, and 'dvc repro' goes on from here\n"
 
 
 def stage(
@@ -53,7 +62,7 @@ def stage(
         env=inherited,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,  # kernels may have to be compiled, on a machine that is busy
     )
 
 
@@ -169,7 +178,7 @@ def test_a_stage_takes_help_and_refuses_every_other_argument(project: Path, name
             env=environment(),
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,  # kernels may have to be compiled, on a machine that is busy
         )
 
     before = files(project)
@@ -192,7 +201,7 @@ def test_a_stage_without_parameters_says_so(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_every_stage_checks_all_parameters(tmp_path: Path, name: str) -> None:
-    parameters = (ROOT / "params.yaml").read_text()
+    parameters = fresh_parameters()
     (tmp_path / "params.yaml").write_text(parameters + "  marks: 3\n")
     line = complaint(stage(name, tmp_path))
     assert line.startswith("params.yaml: visualize.marks: unknown key")
@@ -200,7 +209,7 @@ def test_every_stage_checks_all_parameters(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", STAGES[1:])
 def test_a_stage_without_its_input_names_it(tmp_path: Path, name: str) -> None:
-    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    (tmp_path / "params.yaml").write_text(fresh_parameters())
     line = complaint(stage(name, tmp_path))
     named = Path(line.split(": ")[0])
     assert not (tmp_path / named).exists()
@@ -279,7 +288,7 @@ def test_diverged_training_says_what_to_change(project: Path) -> None:
 def test_starting_weights_that_are_too_large_say_what_to_choose(project: Path) -> None:
     set_parameters(project, {"train": {"initialisation": "uniform"}})
     params = project / "params.yaml"
-    text = re.sub(r"(?<=hidden_sizes:\n).*\n", "    - 1536\n", params.read_text(encoding="utf-8"))
+    text = re.sub(r"(?<=hidden_sizes:\n).*\n", "  - 1536\n", params.read_text(encoding="utf-8"))
     params.write_text(text, encoding="utf-8")
     before = files(project)
     line = complaint(stage("train", project))
@@ -375,7 +384,7 @@ def test_ctrl_c_ends_training_with_one_line(project: Path, workers: int) -> None
         os.killpg(training.pid, signal.SIGINT)
         _, said = training.communicate(timeout=60)
     assert training.returncode == 130
-    assert said == "interrupted: every file on disk is whole, and 'dvc repro' goes on from here\n"
+    assert said == LINE
     assert files(project) == before
     assert children == []
 
@@ -438,12 +447,86 @@ def test_ctrl_c_while_a_stage_is_imported_is_one_line(project: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
-    while "numpy" not in Path(f"/proc/{drawing.pid}/maps").read_text():
+    while "numpy" not in maps_of(drawing.pid):
         assert drawing.poll() is None
     drawing.send_signal(signal.SIGINT)
     _, said = drawing.communicate(timeout=60)
     assert drawing.returncode == 130
+    assert said == LINE
+
+
+@pytest.mark.parametrize("module", ["stages.pipeline.command", "inspect", "numpy", "matplotlib"])
+def test_ctrl_c_before_any_import_of_ours_is_one_line(project: Path, module: str) -> None:
+    script = f"""
+import os, runpy, signal, sys
+class CtrlC:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, CtrlC())
+sys.path.insert(0, "")
+sys.modules.pop("inspect", None)
+sys.argv = ["-m"]
+runpy.run_module("stages.visualize", run_name="__main__", alter_sys=True)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=project, env=environment(), capture_output=True,
+        text=True, timeout=120,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (130, LINE)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc to see how far an import is")
+@pytest.mark.parametrize("name", ["preprocess", "train"])
+def test_five_quick_ctrl_c_are_one_line(project: Path, name: str) -> None:
+    set_parameters(project, {"train": {"epochs": 500, "batch_size": 1, "learning_rate": 0.0001}})
+    for delay in (0, 0.02, 0.1, 0.3, 0.5, 1):
+        with subprocess.Popen(
+            [sys.executable, "-m", f"stages.{name}"],
+            cwd=project, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            text=True,
+        ) as process:  # fmt: skip
+            while process.poll() is None and "numpy" not in maps_of(process.pid):
+                pass
+            time.sleep(delay)
+            for pause in (0, 0.0005, 0.002, 0.01, 0):
+                process.send_signal(signal.SIGINT)
+                time.sleep(pause)
+            _, said = process.communicate(timeout=60)
+        # A stage may have been done before.
+        assert (process.returncode, said) in ((130, LINE), (0, "")), delay
+
+
+def maps_of(pid: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/maps").read_text()
+    return ""
+
+
+def test_ctrl_c_while_kernels_are_compiled_is_one_line(
+    project: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    cache, before = tmp_path_factory.mktemp("cache"), files(project)
+    training = subprocess.Popen(
+        [sys.executable, "-m", "stages.train"],
+        cwd=project,
+        env=environment(XDG_CACHE_HOME=str(cache)),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not list(
+        cache.glob("exact-mnist-*")
+    ):  # the folder is made when the first kernel is looked for
+        assert training.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.5)
+    training.send_signal(signal.SIGINT)
+    _, said = training.communicate(timeout=60)
+    assert training.returncode == 130
     assert said == "interrupted: every file on disk is whole, and 'dvc repro' goes on from here\n"
+    assert list(cache.glob("*/kernels.learn*")) == []  # nobody has waited for the compiler
+    assert files(project) == before
 
 
 def in_a_place_of_its_own(project: Path, folder: str, options: str) -> str:
@@ -473,7 +556,7 @@ def in_a_place_of_its_own(project: Path, folder: str, options: str) -> str:
         env=inherited,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,  # kernels may have to be compiled, on a machine that is busy
     )
     return complaint(done)
 
@@ -536,15 +619,85 @@ def test_the_textbook_and_the_engine_write_the_same_files(project: Path) -> None
     assert written[0] == written[1]
 
 
-def test_without_numba_the_textbook_trains_and_says_so(project: Path) -> None:
-    assert stage("train", project).returncode == 0
-    expected = files(project)
-    broken = project.parent / "broken"
-    broken.mkdir()
-    (broken / "numba.py").write_text("raise ImportError('no numba here')")
-    done = stage("train", project, PYTHONPATH=os.pathsep.join([str(broken), str(ROOT)]))
-    assert done.returncode == 0
-    assert done.stdout.startswith(
-        "the engine cannot run here (no numba here): the textbook loop trains, slower\n"
+MXCSR = """
+import ctypes, mmap, runpy
+ldmxcsr = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+ldmxcsr.write(bytes.fromhex("0fae17c3"))
+address = ctypes.addressof(ctypes.c_char.from_buffer(ldmxcsr))
+value = ctypes.c_uint32(0x1F80 | {bits})
+ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)(ctypes.addressof(value))
+runpy.run_module("stages.{name}", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() != "x86_64", reason="sets an x86-64's register"
+)
+@pytest.mark.parametrize("name", ["train", "evaluate"])
+@pytest.mark.parametrize(
+    ("bits", "line"),
+    [
+        (0x2000, "this process does not round to nearest, as exact sums need"),
+        (0x8000, "this process flushes small numbers to zero, unlike exact sums"),
+        (0x0040, "this process flushes small numbers to zero, unlike exact sums"),
+    ],
+)
+def test_a_processor_set_to_other_rounding_is_named(
+    project: Path, name: str, bits: int, line: str
+) -> None:
+    before = files(project)
+    done = subprocess.run(
+        [sys.executable, "-c", MXCSR.format(bits=bits, name=name)],
+        cwd=project,
+        env=environment(PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
     )
+    assert complaint(done) == f"system: {line}"
+    assert done.stdout == ""
+    assert files(project) == before
+
+
+@pytest.mark.parametrize(
+    ("broken", "why"),
+    [
+        ("raise ImportError('no numba here')", "no numba here"),
+        ("raise OSError('libLLVM.so: too old\\nfor this')", "libLLVM.so: too old"),
+        ("raise RuntimeError", "RuntimeError"),
+        ("", "'numba' is not a package"),
+    ],
+)
+def test_without_numba_the_textbook_trains_and_says_so(
+    project: Path, broken: str, why: str
+) -> None:
+    expected = files(project)
+    folder = project.parent / "broken"
+    folder.mkdir(exist_ok=True)
+    (folder / "numba.py").write_text(broken)
+    done = stage("train", project, PYTHONPATH=os.pathsep.join([str(folder), str(ROOT)]))
+    assert done.returncode == 0
+    line = done.stdout.splitlines()[0]
+    assert line.startswith("the engine cannot run here (")
+    assert why in line
+    assert line.endswith("): the textbook loop trains, slower")
+    assert done.stderr == ""
     assert files(project) == expected
+
+
+WITHOUT = """
+import os
+del os.sched_yield
+from stages.train import load_engine
+print(load_engine())
+"""
+
+
+def test_without_sched_yield_there_is_no_engine() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT], cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
+    assert done.stdout.splitlines() == [
+        "the engine cannot run here (this system has no sched_yield): "
+        "the textbook loop trains, slower",
+        "None",
+    ]

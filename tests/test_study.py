@@ -20,7 +20,8 @@ import pytest
 import yaml
 
 from stages.core.data import LabelledImages
-from stages.pipeline.command import INTERRUPTED, InputError
+from stages.pipeline.command import InputError
+from stages.pipeline.interrupts import INTERRUPTED
 from stages.pipeline.params import TrainParams
 from stages.train import Trained, train
 from tests.checks.small_project import ROOT, copy_project, environment, set_parameters
@@ -57,7 +58,7 @@ def run(project: Path, *arguments: str) -> Outcome:
         section: str,
         check: Callable[[], None],
     ) -> Trained:
-        trained = train(params, train_set, validation, checkpoint, section, check)
+        trained = train(params, train_set, validation, checkpoint, section, check=check)
         seeds.append(params.seed)
         return trained
 
@@ -247,9 +248,10 @@ def test_ctrl_c_keeps_what_is_finished(project: Path) -> None:
         text=True,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 60
-    drawn = project / "reports/studies.png"
-    while drawn.read_bytes() == picture and process.poll() is None and time.monotonic() < deadline:
+    drawn, deadline = project / "reports/studies.png", time.monotonic() + 600
+    while process.poll() is None and time.monotonic() < deadline:
+        if path.exists() and len(studies(project)["quick"]["results"]) > 2:
+            break
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stages.pipeline.datasets import DESCRIPTION, MNIST, save_description
 from tests.checks import variations, verify
 from tests.checks.machines import Machine, NoMachineError, other_python, output, simd_features
-from tests.checks.small_project import ROOT, images_and_labels, set_parameters
+from tests.checks.small_project import ROOT, fresh_parameters, images_and_labels, set_parameters
 from tests.checks.variations import UNCHANGED, VARIATIONS, StageFailedError, Variation, run_python
 
 RECORDED = verify.Run(
@@ -207,7 +207,7 @@ def project(tmp_path: Path) -> Path:
     """A folder ready to train in: 500 images, one epoch."""
     folder = tmp_path / "project"
     variations.copy_tree(ROOT / "stages", folder / "stages")
-    shutil.copy(ROOT / "params.yaml", folder)
+    (folder / "params.yaml").write_text(fresh_parameters())
     set_parameters(folder, {"train": {"epochs": 1, "batch_size": 50}})
     for part, name, shape in (
         ("processed", "train", (-1, 784)),
@@ -218,6 +218,7 @@ def project(tmp_path: Path) -> Path:
         (folder / "data" / part).mkdir(parents=True, exist_ok=True)
         np.save(folder / "data" / part / f"x_{name}.npy", images.reshape(shape))
         np.save(folder / "data" / part / f"y_{name}.npy", labels)
+    save_description(MNIST, folder / DESCRIPTION)
     return folder
 
 

@@ -9,6 +9,7 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def main() -> None:
 
 
 def load_recipe(name: str) -> Params:
-    """Return params.yaml with the named recipe as its `train` section.
+    """Return params.yaml with the named recipe as its `train` section, and its data set if any.
 
     Raises:
         InputError: there is no such recipe, it is damaged, or it is empty, which stands for the
@@ -51,8 +52,12 @@ def load_recipe(name: str) -> Params:
         )
     params = load_params()
     if recipes[name]:
-        document = read_document(PARAMS)
-        document["train"] = recipes[name]
+        document, train = read_document(PARAMS), recipes[name]
+        if isinstance(train, dict) and "dataset" in train:
+            dataset = train["dataset"]
+            train = {key: value for key, value in train.items() if key != "dataset"}
+            document["fetch"]["dataset"] = dataset
+        document["train"] = train
         return validated(document, f"{RECIPES}: {name}")
     if _committed(PARAMS) != PARAMS.read_bytes():
         raise InputError(
@@ -64,7 +69,9 @@ def load_recipe(name: str) -> Params:
 
 def _committed(path: Path) -> bytes:
     try:
-        content: bytes = DVCFileSystem(rev="HEAD").read_bytes(str(path))
+        # `DVCFileSystem(rev="HEAD")` starts from Git's root, the project's may be below.
+        with Repo() as repo, repo.switch("HEAD"), closing(DVCFileSystem(repo=repo)) as files:
+            content: bytes = files.read_bytes(str(path))
     except (DvcException, FileNotFoundError) as error:
         raise InputError(f"{path}: no committed version: {' '.join(str(error).split())}") from None
     return content

@@ -16,47 +16,84 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import stat
 from pathlib import Path
 
+from dvc.exceptions import DvcException
 from dvc.fs import localfs
 from dvc.lock import LockError, make_lock
+from dvc.repo import Repo
 from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from dvc.utils.serialize import ParseError
 from dvc.utils.strictyaml import YAMLValidationError, load
 
+from stages.pipeline.command import InputError, run
+
 LOCK = Path("dvc.lock")
 TEMPORARY = Path(".dvc/tmp")
-CACHE = Path(".dvc/cache/files/md5")
 
 
 def main() -> None:
     """Repair, unless a DVC is at work and may be writing."""
-    if not TEMPORARY.exists():
-        return  # DVC has never run here
     try:
+        cache = cache_folder()
         with make_lock(TEMPORARY / "lock"), make_lock(TEMPORARY / "rwlock.lock"):
-            repair()
+            repair(cache)
     except LockError:
         return  # which DVC itself will say, better
+    except DvcException as error:
+        raise InputError(" ".join(str(error).split())) from None
 
 
-def repair() -> None:
-    """Remove the half-written and the changed files."""
+def cache_folder() -> Path:
+    """Return where the cache's files are: `dvc cache dir` may have set another place."""
+    with Repo() as repo:
+        return Path(repo.cache.local.path)
+
+
+def repair(cache: Path) -> None:
+    """Remove the half-written and the changed files.
+
+    Raises:
+        InputError: there is a folder or a pipe where a file must be, which no DVC has made.
+    """
     rwlock = TEMPORARY / "rwlock"
     try:
-        json.loads(rwlock.read_bytes() if rwlock.exists() else "{}")
-    except ValueError:
+        if _is_file(rwlock):
+            json.loads(rwlock.read_bytes())
+    except (ValueError, RecursionError):
         _remove(rwlock, "half-written")
     try:
-        if LOCK.exists():
+        if _is_file(LOCK):
             load(str(LOCK), COMPILED_LOCKFILE_SCHEMA, localfs)
-    except (ParseError, YAMLValidationError):
+    except (ParseError, YAMLValidationError, RecursionError):
         _remove(LOCK, "half-written")
-    for path in CACHE.glob("??/*"):
+    shared = not cache.is_relative_to(Path.cwd())
+    for path in cache.glob("??/*"):
         # The list of a folder's files has a suffix that is no part of its hash.
         expected = path.parent.name + path.name.removesuffix(".dir")
-        if path.is_file() and _md5(path) != expected:
+        if shared and not re.fullmatch("[0-9a-f]{32}", expected):
+            continue  # what another project's DVC may be writing
+        if path.is_dir():
+            _refuse(path)
+        if not path.is_file() or _md5(path) != expected:
             _remove(path, "changed since it was written")
+
+
+def _is_file(path: Path) -> bool:
+    """Say whether there is a file, not waiting for what could be read from a pipe."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISREG(mode):
+        _refuse(path)
+    return True
+
+
+def _refuse(path: Path) -> None:
+    raise InputError(f"{path}: must be a regular file, and no DVC has made it: remove it")
 
 
 def _md5(path: Path) -> str:
@@ -65,9 +102,10 @@ def _md5(path: Path) -> str:
 
 
 def _remove(path: Path, reason: str) -> None:
-    path.unlink()
-    print(f"{path}: {reason}: removed, DVC gets it anew")
+    path.unlink(missing_ok=True)
+    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    print(f"{shown}: {reason}: removed, DVC gets it anew")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

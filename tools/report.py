@@ -10,6 +10,7 @@ import base64
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
+from functools import partial
 from html import escape
 from operator import itemgetter
 from pathlib import Path
@@ -28,8 +29,8 @@ from matplotlib.figure import Figure
 from stages.core.metrics import confusion_matrix
 from stages.core.network import Layer
 from stages.pipeline.command import InputError, Parser, run
-from stages.pipeline.datasets import CLASS_NAMES, CLASSES, SHAPE
-from stages.pipeline.files import atomic_write
+from stages.pipeline.datasets import DESCRIPTION, MNIST, Description, parse_description
+from stages.pipeline.files import atomic_write, check_regular
 from stages.pipeline.model_file import MODEL, load_model
 from stages.pipeline.params import PARAMS, validated
 from stages.pipeline.schemas import (
@@ -52,10 +53,11 @@ from tools.verdict import Judged, verdict
 REPORT = Path("reports/report.html")
 TEMPLATE = Path(__file__).with_suffix(".html")
 WORKSPACE = "workspace"
+THE_WORKSPACE = "the workspace"  # as the page calls it
 WEIGHTS = "reports/first_layer_weights.png"
 # The page draws these anew, with both sides in one or on one scale.
 REDRAWN = {"reports/learning_curves.png", "reports/confusion_matrix.png", WEIGHTS}
-READ = (METRICS, CURVES, CONFUSION, PER_CLASS, PARAMS, MODEL)
+READ = (DESCRIPTION, METRICS, CURVES, CONFUSION, PER_CLASS, PARAMS, MODEL)
 
 Parsed = TypeVar("Parsed")
 
@@ -141,7 +143,7 @@ def read_side(repo: Repo, revision: str) -> Side:
     Raises:
         InputError: there is no such revision, or its dvc.yaml is damaged.
     """
-    name, about, commit = "the workspace", "", WORKSPACE
+    name, about, commit = THE_WORKSPACE, "", WORKSPACE
     if revision != WORKSPACE:
         try:
             found = repo.scm.resolve_commit(resolve_rev(repo.scm, revision))
@@ -164,6 +166,8 @@ def read_side(repo: Repo, revision: str) -> Side:
 
 def _content(files: DVCFileSystem, path: str, name: str) -> bytes | str:
     try:
+        if name == THE_WORKSPACE and Path(path).exists():
+            check_regular(Path(path))
         content: bytes = files.read_bytes(path)
     except FileNotFoundError:
         return f"{path} is not in {name}."
@@ -196,6 +200,11 @@ def _document(side: Side) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError):
         document = None
     return document if isinstance(document, dict) else {}
+
+
+def described(side: Side) -> Description:
+    """Return what a side's data set is: MNIST where it does not say, as in older commits."""
+    return _parsed([side], DESCRIPTION, parse_description)[0].get(side.name, MNIST)
 
 
 def parameters(diff: Mapping[str, Any], sides: Sequence[Side]) -> Section:
@@ -275,15 +284,20 @@ def learning_curves(sides: Sequence[Side]) -> Section:
 def confusion_matrices(sides: Sequence[Side]) -> Section:
     """Return each side's matrix, both with the same shades."""
     found, notes = _parsed(sides, CONFUSION, parse_confusion)
-    classes = max([CLASSES, *(int(np.max(both)) + 1 for both in found.values())])
-    names = CLASS_NAMES if classes == CLASSES else tuple(map(str, range(classes)))
-    counts = {name: confusion_matrix(*both, classes) for name, both in found.items()}
+    names, counts = {}, {}
+    for side in sides:
+        if both := found.get(side.name):
+            names[side.name] = described(side).classes
+            classes = max(len(names[side.name]), int(np.max(both)) + 1)
+            if classes > len(names[side.name]):
+                names[side.name] = tuple(map(str, range(classes)))
+            counts[side.name] = confusion_matrix(*both, classes)
     darkest = max((figures.mistaken(count).max() for count in counts.values()), default=0.0)
     identical = _identical({name: count.tolist() for name, count in counts.items()})
     images = ""
     for name, count in list(counts.items())[: 1 if identical else 2]:
         wrong = f"{count.sum() - count.trace()} of {count.sum()} wrong"
-        figure = figures.confusion_matrix(count, names, darkest)
+        figure = figures.confusion_matrix(count, names[name], darkest)
         images += _image(f"{name}: {wrong}", _encoded(figure), "" if identical else name)
     return Section("Confusion matrices", notes + _pair(images), identical)
 
@@ -291,9 +305,10 @@ def confusion_matrices(sides: Sequence[Side]) -> Section:
 def per_class(sides: Sequence[Side]) -> Section:
     """Return a table of each class's figures on both sides and their differences."""
     found, notes = _parsed(sides, PER_CLASS, parse_per_class)
+    names = [described(side).classes for side in sides if side.name in found]
     titles, rows = {"precision": "precision", "recall": "recall", "f1": "F1"}, []
     for label in range(max((len(table.label) for table in found.values()), default=0)):
-        row = [CLASS_NAMES[label] if label < CLASSES else str(label)]
+        row = [" / ".join(dict.fromkeys(n[label] for n in names if label < len(n))) or str(label)]
         for figure in titles:
             columns = [getattr(found.get(side.name), figure, ()) for side in sides]
             row += _compared([100 * c[label] if label < len(c) else None for c in columns], 2)
@@ -306,7 +321,15 @@ def per_class(sides: Sequence[Side]) -> Section:
 
 def first_layer_weights(sides: Sequence[Side]) -> Section:
     """Return each side's weights on one scale; the pictures as they are if a model is missing."""
-    found, notes = _parsed(sides, MODEL, _first_layer)
+    found: dict[str, Layer] = {}
+    shapes: dict[str, tuple[int, int]] = {}
+    notes = ""
+    for side in sides:
+        description = described(side)
+        layers, words = _parsed([side], MODEL, partial(_first_layer, description))
+        found |= layers
+        notes += words
+        shapes[side.name] = description.shape
     if len(found) < 2:
         section = _picture(WEIGHTS, sides)
         notes += _note("Each picture has a scale of its own.")
@@ -315,19 +338,19 @@ def first_layer_weights(sides: Sequence[Side]) -> Section:
     limit = max(figures.weight_limit(layer.W) for layer in found.values())
     images = ""
     for name, layer in list(found.items())[: 1 if identical else 2]:
-        figure = figures.first_layer_weights(layer.W, SHAPE, limit)
+        figure = figures.first_layer_weights(layer.W, shapes[name], limit)
         images += _image(
             f"First layer weights: {name}", _encoded(figure), "" if identical else name
         )
     return Section("First layer weights", notes + _pair(images), identical)
 
 
-def _first_layer(content: bytes, name: object) -> Layer:
+def _first_layer(description: Description, content: bytes, name: object) -> Layer:
     with TemporaryDirectory() as folder:
         path = Path(folder) / MODEL.name
         path.write_bytes(content)
         try:
-            return load_model(path, inputs=SHAPE[0] * SHAPE[1], classes=CLASSES)[0]
+            return load_model(path, description.pixels, len(description.classes))[0]
         except InputError as error:
             raise InputError(str(error).replace(str(path), str(name))) from None
 

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from stages.core.data import LabelledImages
 from stages.core.prediction import quantise, score
-from stages.pipeline.command import raise_lost_interrupt
 from stages.pipeline.datasets import load_processed, load_raw
+from stages.pipeline.interrupts import raise_lost_interrupt
 from stages.pipeline.params import TrainParams
 from stages.train import train
 
@@ -81,7 +81,7 @@ def trained_and_scored(
     """
     training_set, validation_set, test_set = sets
     start = time.perf_counter()
-    trained = train(params, training_set, validation_set, checkpoint, section, check)
+    trained = train(params, training_set, validation_set, checkpoint, section, check=check)
     seconds = round(time.perf_counter() - start, 1)
     parameters, arithmetic = quantise(trained.parameters)
     validation, test = (score(parameters, *labelled, arithmetic)

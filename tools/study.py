@@ -25,9 +25,9 @@ from stages.pipeline import threads  # noqa: F401  (before NumPy)
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from stages.pipeline.command import InputError, Parser, run
-from stages.pipeline.datasets import CLASSES, SHAPE
-from stages.pipeline.files import atomic_write, save_json
-from stages.pipeline.params import Params
+from stages.pipeline.datasets import MNIST, load_description
+from stages.pipeline.files import atomic_write, check_regular, save_json
+from stages.pipeline.params import PARAMS, Params
 from stages.plots import charts, drawing, png
 from tools.grid import combinations
 from tools.recipe import RECIPES, load_recipe
@@ -84,6 +84,11 @@ def main() -> None:
     plan = combinations(arguments.recipe, recipe, arguments.set)
     try:
         tasks = records.missing(plan, int(arguments.seeds))
+        if tasks and (fetched := load_description().name) != described(recipe):
+            raise InputError(
+                f"{RECIPES}: {arguments.recipe}: trains on {described(recipe)}, but data/raw holds "
+                f"{fetched}: set fetch.dataset in {PARAMS} to the recipe's, then try again"
+            )
         if arguments.cluster:
             failures = train_on(arguments.cluster, tasks, records)
         else:
@@ -172,6 +177,7 @@ def load_times() -> Times:
 
 def _load(path: Path, schema: TypeAdapter[dict[str, T]]) -> dict[str, T]:
     try:
+        check_regular(path)
         return schema.validate_json(path.read_bytes())
     except FileNotFoundError:
         return {}
@@ -235,11 +241,20 @@ class Failures:
         ]
 
 
+def described(params: Params) -> str:
+    """Return the name of the data set that the parameters choose."""
+    fetch = params.fetch
+    return fetch.files.name if fetch.dataset == "files" else fetch.dataset
+
+
 def studied_parameters(params: Params) -> dict[str, Any]:
-    """Return the parameters that a study's results depend on."""
-    return params.model_dump(
-        include={"preprocess": True, "train": True}, exclude={"train": {"seed"}}
-    )
+    """Return the parameters that a study's results depend on; MNIST goes without saying."""
+    sections: dict[str, Any] = {"preprocess": True, "train": True}
+    if params.fetch.dataset == "files":
+        sections["fetch"] = {"dataset", "files"}
+    elif params.fetch.dataset != "mnist":
+        sections["fetch"] = {"dataset"}
+    return params.model_dump(include=sections, exclude={"train": {"seed"}})
 
 
 def table(studies: Studies, times: Times) -> str:
@@ -252,14 +267,14 @@ def table(studies: Studies, times: Times) -> str:
         "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     for name, entry in studies.items():
-        sizes = [SHAPE[0] * SHAPE[1], *entry.parameters["train"]["hidden_sizes"], CLASSES]
-        parameters = sum((inputs + 1) * outputs for inputs, outputs in pairwise(sizes))
+        sizes = _sizes(entry)
+        parameters = sum((inputs + 1) * outputs for inputs, outputs in pairwise(sizes or []))
         accuracies = entry.test_accuracies
         seconds = times.get(name, {}).values()
         cells = [
             name,
-            "-".join(map(str, sizes)),
-            f"{parameters:,}",
+            "-".join(map(str, sizes)) if sizes else "?",
+            f"{parameters:,}" if sizes else "?",
             f"{mean(accuracies):.2%}{_deviation(accuracies)}",
             f"{max(accuracies):.2%}",
             f"{min(accuracies):.2%}",
@@ -268,6 +283,20 @@ def table(studies: Studies, times: Times) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _sizes(entry: Study) -> list[int] | None:
+    """Return the units of a study's layers, if its data set is a known one or the one at hand."""
+    description = MNIST  # or Fashion-MNIST, of the same shape with as many classes
+    if files := entry.parameters.get("fetch", {}).get("files"):
+        try:
+            description = load_description()
+        except InputError:
+            return None
+        if description.name != files["name"]:
+            return None
+    hidden = entry.parameters["train"]["hidden_sizes"]
+    return [description.pixels, *hidden, len(description.classes)]
 
 
 def _deviation(values: Sequence[float]) -> str:

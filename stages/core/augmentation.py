@@ -95,6 +95,10 @@ class Deformations(NamedTuple):
     y_noise: Array
     thickness: Array
 
+    def of(self, groups: Array) -> Deformations:
+        """Return those of some groups, (groups,) bool."""
+        return Deformations(*(drawn[groups] if len(drawn) else drawn for drawn in self))
+
 
 def draw(
     augmentation: Augmentation, shape: tuple[int, int], groups: int, generator: np.random.Generator
@@ -208,21 +212,29 @@ def _change_thickness(pixels: Array, thickness: Array) -> Array:
     return pixels
 
 
-def augment(images: Array, augmentation: Augmentation, seed: Sequence[int]) -> Array:
+def augment(
+    images: Array, augmentation: Augmentation, seed: Sequence[int], rows: Array | None = None
+) -> Array:
     """Return an epoch's images (samples, height, width) uint8, deformed.
 
     Args:
         images: in the epoch's order.
         augmentation: how strongly; none of it returns the images as they are.
         seed: of the random numbers; each `GROUPS_PER_DRAW` groups have a stream of their own.
+        rows: indices of the images that are needed, all if not given; the others may be anything.
     """
     if not augmentation:
         return images
     deformed = np.empty_like(images)
+    needed = np.ones(-(-len(images) // GROUP), bool)
+    if rows is not None:
+        needed[:] = False
+        needed[rows // GROUP] = True
     for chunk, start in enumerate(range(0, len(images), CHUNK)):
-        part = slice(start, start + CHUNK)
+        groups = needed[start // GROUP :][:GROUPS_PER_DRAW]
+        part = start + np.flatnonzero(groups.repeat(GROUP)[: len(images) - start])
         deformations = draw_chunk(augmentation, images.shape[1:], len(images), seed, chunk)
-        deformed[part] = deform(images[part], deformations, augmentation)
+        deformed[part] = deform(images[part], deformations.of(groups), augmentation)
     return deformed
 
 

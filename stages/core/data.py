@@ -8,9 +8,12 @@ from stages.core import Array
 
 LabelledImages = tuple[Array, Array]
 
+MOST_CLASSES = 64
+"""For which the sums of `stages.core.exact` are proved."""
+
 
 class DataError(ValueError):
-    """Arrays that are not what a set of labelled digit images must be."""
+    """Arrays that are not what a set of labelled images must be."""
 
 
 def check(images: Array, labels: Array, shape: tuple[int, ...], classes: int) -> None:

@@ -28,7 +28,8 @@ The inputs of a layer, pixels or activations, have `levels` multiples of their q
 | deltas, for delta @ W.T   | one per sample, >= 2**-24 | abs(delta_sj) R <= 2**24 quanta of both, |
 |                           |                           | R the largest sum over j of abs(W_ij)    |
 | deltas, output layer      | 2**-20                    | at most 1, their sum for a sample 2      |
-| exponentials of softmax   | 2**-48                    | at most 1, at most 2**5 classes          |
+| exponentials of softmax   | 2**-48, or 2**-47 if more | at most 1, at most 2**5 classes; if more |
+|                           |                           | at most 2**6                             |
 | losses                    | 2**-20                    | checked: their sum at most 2**33         |
 
 | sum                       | format  | exact because                                              |
@@ -40,7 +41,7 @@ The inputs of a layer, pixels or activations, have `levels` multiples of their q
 | a.T @ delta, output layer | float64 | 2**21 levels * 2**20 quanta * 2**9 samples = 2**50         |
 | delta @ W.T, output layer | float64 | 2**21 quanta * 2**22 quanta = 2**43                        |
 | abs(delta) over a batch   | float64 | multiples of 2**-36, checked to stay below 2**17           |
-| exponentials over classes | float64 | 2**48 quanta * 2**5 classes = 2**53                        |
+| exponentials over classes | float64 | 2**48 quanta * 2**5 classes = 2**47 * 2**6 = 2**53         |
 | losses over the samples   | float64 | 2**33 / 2**-20 = 2**53                                     |
 
 Deltas are multiples of 2**-36 because both products that make them are. A micro-batch has at most
@@ -65,11 +66,14 @@ from stages.core import Array, elementary
 
 LARGEST_MICRO_BATCH = 512
 """Samples whose gradient is one exact sum."""
-MOST_CLASSES = 32
 
 
 class ExactnessError(ArithmeticError):
     """A value outgrew the bound under which its sums are exact."""
+
+
+class RoundingError(OSError):
+    """The processor is not set to compute as IEEE 754 does by default."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,8 @@ OUTPUT_WEIGHT_QUANTUM = 2.0**-14
 OUTPUT_WEIGHT_BOUND = 2.0**8
 OUTPUT_DELTA_QUANTUM = 2.0**-20
 DELTA_SUM_BOUND = 2.0**17
-EXPONENTIAL_QUANTUM = 2.0**-48
+EXPONENTIAL_QUANTUM, EXPONENTIAL_QUANTUM_OF_MANY = 2.0**-48, 2.0**-47
+FEW_CLASSES = 2**5
 LOSS_QUANTUM = 2.0**-20
 LOSS_SUM_BOUND = 2.0**33
 
@@ -133,7 +138,7 @@ def check_rounding() -> None:
     """Check that this process rounds as IEEE 754 does by default, as the proof assumes.
 
     Raises:
-        ExactnessError: it rounds in another direction, or flushes small numbers to zero.
+        RoundingError: it rounds in another direction, or flushes small numbers to zero.
     """
     formats: list[tuple[Any, int, float]] = [
         (np.float32, 24, 2.0**-149),
@@ -143,9 +148,19 @@ def check_rounding() -> None:
         ones, half = np.array([1.0, 1.0, -1.0], dtype), 2.0**-bits
         added = ones + np.array([half, 1.5 * half, -half], dtype)
         if added.tolist() != [1.0, 1.0 + 2.0 * half, -1.0]:
-            raise ExactnessError("this process does not round to nearest, as exact sums need")
+            raise RoundingError("this process does not round to nearest, as exact sums need")
         if not (np.array([smallest * 2.0], dtype) * dtype(0.5)).all():
-            raise ExactnessError("this process flushes small numbers to zero, unlike exact sums")
+            raise RoundingError("this process flushes small numbers to zero, unlike exact sums")
+
+
+def whole(samples: int) -> slice:
+    """Return which of a micro-batch's samples this process computes: here, all."""
+    return slice(samples)
+
+
+def unchanged(*sums: Array) -> Sequence[Array]:
+    """Return sums over the samples of all processes, given this one's: here, there is no other."""
+    return sums
 
 
 class Exact:
@@ -168,6 +183,9 @@ class Exact:
     def fresh(self) -> Exact:
         """Return the arithmetic for another network of as many layers."""
         return Exact(len(self.inputs))
+
+    shard = staticmethod(whole)
+    all_reduce = staticmethod(unchanged)
 
     def weight_bound(self, layer: int) -> float:
         """Return the bound on the sum of absolute weights that enter a unit of a layer."""
@@ -225,8 +243,9 @@ class Exact:
         return round_to(a, self.inputs[layer].quantum)
 
     def quantise_exponentials(self, exponentials: Array) -> Array:
-        """Return the softmax's exponentials, quantised."""
-        return round_to(exponentials, EXPONENTIAL_QUANTUM)
+        """Return the softmax's exponentials (samples, classes), quantised."""
+        few = exponentials.shape[1] <= FEW_CLASSES
+        return round_to(exponentials, EXPONENTIAL_QUANTUM if few else EXPONENTIAL_QUANTUM_OF_MANY)
 
     def quantise_output_deltas(self, delta: Array) -> Array:
         """Return the output layer's deltas, quantised for every product they enter."""
@@ -250,7 +269,7 @@ class Exact:
             raise ExactnessError(
                 f"a sum over {len(delta)} samples; at most {LARGEST_MICRO_BATCH} are exact"
             )
-        sums = np.abs(delta).astype(np.float64).sum(axis=0)
+        (sums,) = self.all_reduce(np.abs(delta).astype(np.float64).sum(axis=0))
         if not (sums < DELTA_SUM_BOUND).all():
             raise ExactnessError(
                 f"the deltas of layer {layer + 1} add up to {sums.max():g} in one batch"
@@ -280,7 +299,7 @@ class Exact:
         Raises:
             ExactnessError: a loss is not finite, or their sum is too large.
         """
-        total = float(round_to(losses, LOSS_QUANTUM).sum())
+        total = float(*self.all_reduce(round_to(losses, LOSS_QUANTUM).sum()))
         if not total <= LOSS_SUM_BOUND:
             raise ExactnessError(f"the losses add up to {total:g}")
         return total
@@ -290,9 +309,12 @@ class Plain:
     """Ordinary floating point, nothing quantised: for gradient checks and the benchmark."""
 
     exp = staticmethod(np.exp)
+    shard = staticmethod(whole)
+    all_reduce = staticmethod(unchanged)
 
     def __init__(self, dtype: type[np.floating[Any]] = np.float32) -> None:
         self.compute_dtype = self.accumulate_dtype = dtype
+        self.weight_quanta: list[float] = []
 
     def fresh(self) -> Plain:
         """Return the arithmetic for another network."""

@@ -145,7 +145,7 @@ def backward(
     for layer in reversed(range(len(parameters))):
         a = activations[layer].astype(delta.dtype)
         per_unit = arithmetic.quantise_columns(layer, delta)
-        gradients.insert(0, Layer(a.T @ per_unit, per_unit.sum(axis=0)))
+        gradients.insert(0, Layer(*arithmetic.all_reduce(a.T @ per_unit, per_unit.sum(axis=0))))
         if layer > 0:
             per_sample = arithmetic.quantise_rows(layer, delta)
             delta = (per_sample @ parameters[layer].W.T.astype(delta.dtype)) * relu_derivative(a)

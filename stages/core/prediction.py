@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from stages.core import Array
+from stages.core.config import TrainConfig
 from stages.core.data import require_pixels
 from stages.core.exact import LARGEST_MICRO_BATCH, PIXELS, Arithmetic, Exact
 from stages.core.network import (
@@ -62,7 +63,7 @@ def predict(logits: Array) -> Array:
 class Classification(NamedTuple):
     """Each image's most probable class (samples,) and all probabilities (samples, classes)."""
 
-    digits: Array
+    classes: Array
     probabilities: Array
 
 
@@ -108,6 +109,21 @@ def score(parameters: Parameters, images: Array, labels: Array, arithmetic: Arit
         TypeError: the images are not uint8.
         ExactnessError: the losses are not finite, or their sum is too large.
     """
-    logits = logits_of(parameters, images, arithmetic)
-    loss_sum = arithmetic.loss_sum(cross_entropy(softmax_terms(logits, arithmetic), labels))
-    return Score(len(images), int((predict(logits) == labels).sum()), loss_sum)
+    own = arithmetic.shard(len(images))
+    logits = logits_of(parameters, images[own], arithmetic)
+    loss_sum = arithmetic.loss_sum(cross_entropy(softmax_terms(logits, arithmetic), labels[own]))
+    (correct,) = arithmetic.all_reduce((predict(logits) == labels[own]).sum())
+    return Score(len(images), int(correct), loss_sum)
+
+
+def parameters_to_score(
+    layers: Parameters, config: TrainConfig, arithmetic: Arithmetic
+) -> tuple[list[Layer], Arithmetic]:
+    """Return an epoch's parameters, or their average, as they are scored and kept.
+
+    After dropout, the weights that leave hidden units are scaled to all units being present.
+    """
+    factors = [1.0] + [1.0 - config.dropout] * len(config.hidden_sizes)
+    scaled = [Layer(W * f, b.copy()) for (W, b), f in zip(layers, factors, strict=True)]
+    fresh = arithmetic.fresh()
+    return quantised(scaled, fresh), fresh

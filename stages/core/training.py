@@ -13,16 +13,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stages.core import Array
 from stages.core.augmentation import augment
 from stages.core.config import TrainConfig
 from stages.core.data import LabelledImages, require_pixels
 from stages.core.dropout import dropout_masks
 from stages.core.exact import LARGEST_MICRO_BATCH, PIXELS, Arithmetic, Exact, ExactnessError
 from stages.core.initialisation import initialise
-from stages.core.network import Layer, Parameters, losses_and_gradients, one_hot, quantised
+from stages.core.network import Layer, losses_and_gradients, one_hot, quantised
 from stages.core.optimizers import Descent
-from stages.core.prediction import score
+from stages.core.prediction import parameters_to_score, score
+from stages.core.state import State, restore, state_of
 
 
 class DivergedError(ArithmeticError):
@@ -44,6 +44,8 @@ def train(
     config: TrainConfig,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     arithmetic: Arithmetic | None = None,
+    resume: State | None = None,
+    on_state: Callable[[State], None] = lambda state: None,
 ) -> list[Layer]:
     """Train a network and return the parameters to keep.
 
@@ -53,7 +55,9 @@ def train(
         validation_set: the same; only scored.
         config: how to train.
         on_epoch: called after each epoch.
-        arithmetic: exact, unless given.
+        arithmetic: exact, unless given; `tools.mpi` divides the sums over samples among processes.
+        resume: the state after an earlier epoch, to go on from.
+        on_state: called after each epoch with its state, whose arrays the next epoch changes.
 
     Raises:
         TypeError: the images are not uint8.
@@ -67,28 +71,36 @@ def train(
     targets = one_hot(np.arange(classes), classes, config.label_smoothing)
     arithmetic = arithmetic or Exact(len(sizes) - 1)
     batch_size = len(images) if config.batch_size == "all" else config.batch_size
+    starts = range(0, len(images), batch_size)
+    batches = [micro_batches(start, min(start + batch_size, len(images))) for start in starts]
+    rows = [np.arange(len(images))[part] for batch in batches for part in batch]
+    own_rows = np.concatenate([part[arithmetic.shard(part.size)] for part in rows])
     generator = np.random.default_rng(config.seed)
     parameters = initialise(sizes, config.initialisation, generator, arithmetic.compute_dtype)
-    descent = Descent(parameters, config, steps=config.epochs * -(-len(images) // batch_size))
-    best_accuracy, kept = -1.0, quantised(parameters, arithmetic)
-    for epoch in range(1, config.epochs + 1):
-        order = np.random.default_rng([config.seed, epoch]).permutation(len(images))
-        x = augment(images[order], config.augmentation, [config.seed, epoch])
+    descent = Descent(parameters, config, steps=config.epochs * len(batches))
+    done, best_accuracy, kept = 0, -1.0, quantised(parameters, arithmetic)
+    if resume:
+        done, best_accuracy, kept = restore(resume, descent, arithmetic)
+    for epoch in range(done + 1, config.epochs + 1):
+        seed = [config.seed, epoch]
+        order = np.random.default_rng(seed).permutation(len(images))
+        x = augment(images[order], config.augmentation, seed, own_rows)
         x, y = x.reshape(len(x), -1), labels[order]
-        losses, micro_batch = np.empty(len(x)), count()
+        losses, micro_batch = np.zeros(len(x)), count()
         try:
-            for start in range(0, len(x), batch_size):
-                stop = min(start + batch_size, len(x))
+            for batch in batches:
                 weights = quantised(descent.parameters, arithmetic)
                 gradients: list[Layer] = []
-                for part in micro_batches(start, stop):
-                    masks = dropout_masks(config, y[part].size, [config.seed, epoch, next(micro_batch)])
-                    inputs = np.multiply(x[part], PIXELS.quantum, dtype=arithmetic.compute_dtype)
-                    losses[part], found = losses_and_gradients(
-                        weights, inputs, y[part], targets, arithmetic, masks
+                for part in batch:
+                    own = arithmetic.shard(y[part].size)
+                    masks = dropout_masks(config, y[part].size, [*seed, next(micro_batch)])
+                    masks = [mask[own] for mask in masks]
+                    inputs = x[part][own] * arithmetic.compute_dtype(PIXELS.quantum)
+                    losses[part][own], found = losses_and_gradients(
+                        weights, inputs, y[part][own], targets, arithmetic, masks
                     )
                     gradients = accumulated(gradients, found, arithmetic)
-                descent.update(gradients, stop - start)
+                descent.update(gradients, batch[-1].stop - batch[0].start)
             final = descent.average
             if not config.ema_decay:
                 final = quantised(descent.parameters, arithmetic)
@@ -100,6 +112,7 @@ def train(
         if config.keep == "last" or validation.accuracy > best_accuracy:
             best_accuracy, kept = validation.accuracy, layers
         on_epoch(Epoch(epoch, train_loss, validation.loss, validation.accuracy))
+        on_state(state_of(epoch, best_accuracy, kept, descent, arithmetic))
     return kept
 
 
@@ -116,16 +129,3 @@ def accumulated(total: list[Layer], found: list[Layer], arithmetic: Arithmetic) 
         found = [Layer(*map(np.add, *layers)) for layers in zip(total, found, strict=True)]
     dtype = arithmetic.compute_dtype
     return [Layer(W.astype(dtype, copy=False), b.astype(dtype, copy=False)) for W, b in found]
-
-
-def parameters_to_score(
-    layers: Parameters, config: TrainConfig, arithmetic: Arithmetic
-) -> tuple[list[Layer], Arithmetic]:
-    """Return an epoch's parameters, or their average, as they are scored and kept.
-
-    After dropout, the weights that leave hidden units are scaled to all units being present.
-    """
-    factors = [1.0] + [1.0 - config.dropout] * len(config.hidden_sizes)
-    scaled = [Layer(W * f, b.copy()) for (W, b), f in zip(layers, factors, strict=True)]
-    fresh = arithmetic.fresh()
-    return quantised(scaled, fresh), fresh

@@ -4,3 +4,11 @@ Nobody needs this to understand the network. What may differ from the textbook: 
 any order and skip terms that are zero, since exact sums do not notice; samples and rows of weights
 are divided among threads. What may not: every rounding.
 """
+
+import os
+
+# The user's settings for Numba could switch it off, or make it check, trace or dump; only the
+# processor may be chosen, which changes no result.
+for _name in [name for name in os.environ if name.startswith("NUMBA_")]:
+    if _name != "NUMBA_CPU_NAME":
+        del os.environ[_name]

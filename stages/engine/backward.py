@@ -72,7 +72,8 @@ def hidden_to_hidden(network, w, buffers, layer, count, first, last):
     deltas = matrix(buffers.delta, buffers.hidden[layer - 1], count, width)
     columns = network.columns[layer]
     for i in range(count):
-        deltas[i, first:last] = ZERO
+        for unit in range(first, last):
+            deltas[i, unit] = ZERO
     for unit in range(first, last):
         for k in range(buffers.column_starts[unit], buffers.column_stops[unit]):
             if buffers.column_values[k] > ZERO:

@@ -13,13 +13,15 @@ def smooth(noise, down, along, middle, smoothed):
     """Smooth integers (height, width) along both axes: `_smooth_noise`."""
     height, width = noise.shape
     for y in range(height):
-        middle[y, :] = 0.0
+        for x in range(width):
+            middle[y, x] = 0.0
         for k in range(width):
             value = noise[y, k] / NOISE_LEVELS
             for x in range(width):
                 middle[y, x] += value * along[k, x]
     for y in range(height):
-        smoothed[y, :] = 0.0
+        for x in range(width):
+            smoothed[y, x] = 0.0
         for k in range(height):
             factor = down[y, k]
             for x in range(width):

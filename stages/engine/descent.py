@@ -9,7 +9,7 @@ from stages.engine.backward import round_row
 from stages.engine.compiler import exact_kernel, kernel
 from stages.engine.forward import ANCHOR32
 from stages.engine.parallel import RUNNING, WEIGHTS_TOO_LARGE, barrier, fail
-from stages.engine.products import ZERO, add_magnitudes, matrix
+from stages.engine.products import ZERO, add_magnitudes, copy, fill, matrix
 
 SGD, NESTEROV, ADAM = range(3)
 BETA1, BETA2, EPSILON = np.float32(Adam.beta1), np.float32(Adam.beta2), np.float32(Adam.epsilon)
@@ -51,6 +51,13 @@ def add_penalty(gradient, w, penalty):
 
 
 @kernel
+def shrink_weights(w, factor):
+    """Decay the weights."""
+    for j in range(len(w)):
+        w[j] *= factor
+
+
+@kernel
 def move_average(average, w, blend):
     """Move the exponential moving average."""
     for j in range(len(w)):
@@ -69,7 +76,7 @@ def update(parameters, gradient, options, plan, n, start, stop, weights):
     if weights and options.l2:
         add_penalty(gradient, w, plan.penalty[n])
     if weights and options.weight_decay:
-        w *= plan.shrink[n]
+        shrink_weights(w, plan.shrink[n])
     if options.optimizer == ADAM:
         adam_update(w, gradient, slot0, slot1, plan.rate[n], plan.mean[n])
     elif options.optimizer == NESTEROV:
@@ -79,7 +86,7 @@ def update(parameters, gradient, options, plan, n, start, stop, weights):
     if options.average:
         move_average(parameters.average[start:stop], w, plan.blend[n])
     if not weights:
-        parameters.quantised[start:stop] = w
+        copy(parameters.quantised[start:stop], w)
 
 
 @kernel
@@ -116,7 +123,7 @@ def row_magnitude(row):
 def clear_sums(network, parameters, layer, rank):
     """Begin new sums of a layer's absolute weights."""
     units = network.units[layer]
-    parameters.column_sums[rank, units : units + network.stride[layer]] = ZERO
+    fill(parameters.column_sums[rank], units, units + network.stride[layer], ZERO)
     parameters.row_sums[rank, layer] = 0.0
 
 

@@ -17,6 +17,8 @@ from stages.engine.products import (
 ANCHOR32 = exact.ANCHORS[np.dtype(np.float32)]
 ANCHOR64 = exact.ANCHORS[np.dtype(np.float64)]
 EXPONENTIAL_ANCHOR = ANCHOR64 * exact.EXPONENTIAL_QUANTUM
+EXPONENTIAL_ANCHOR_OF_MANY = ANCHOR64 * exact.EXPONENTIAL_QUANTUM_OF_MANY
+FEW_CLASSES = exact.FEW_CLASSES
 EXP_TABLE = elementary.EXP_TABLE
 LOWEST = elementary.LOWEST
 STEPS_PER_UNIT = float(elementary.STEPS_PER_UNIT)
@@ -58,7 +60,9 @@ def exponential(x):
 def softmax(logits, b, samples, n, quantise):
     """Turn a sample's logits, without their bias, into probabilities; note its loss's terms."""
     best, total = 0, 0.0
-    anchor = EXPONENTIAL_ANCHOR if quantise else 0.0
+    anchor = 0.0
+    if quantise:
+        anchor = EXPONENTIAL_ANCHOR if len(logits) <= FEW_CLASSES else EXPONENTIAL_ANCHOR_OF_MANY
     for c in range(len(logits)):
         logits[c] += np.float64(b[c])
         if logits[c] > logits[best]:

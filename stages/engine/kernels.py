@@ -21,7 +21,7 @@ from stages.engine.descent import clear_sums, enforce_bounds, quantise_weights, 
 from stages.engine.forward import forward
 from stages.engine.layout import BLOCK
 from stages.engine.parallel import RUNNING, STATUS, barrier
-from stages.engine.products import ZERO, add_rows, combine_rows, matrix, transpose
+from stages.engine.products import ZERO, add_rows, combine_rows, copy, fill, matrix, transpose
 from stages.engine.vectors import atomic_load
 
 
@@ -34,7 +34,7 @@ def accumulated(gradient, found, plan, n):
     if plan.first[n] and plan.last[n]:
         return found
     if plan.first[n]:
-        gradient[:] = found
+        copy(gradient, found)
     else:
         for j in range(len(found)):
             gradient[j] += found[j]
@@ -77,7 +77,8 @@ def learn_weights(network, parameters, buffers, options, plan, n, layer, rank):
                 block, 0, buffers.per_unit, buffers.hidden[layer], stride, columns, indices, values,
                 starts, stops, top, bottom,
             )  # fmt: skip
-            matrix(block, 0, bottom - top, stride)[:, columns:] = ZERO
+            for row in range(bottom - top):
+                fill(block, row * stride + columns, (row + 1) * stride, ZERO)
             gradient = accumulated(gradient, block, plan, n)
         if plan.last[n]:
             update(parameters, gradient, options, plan, n, start, stop, np.bool_(True))
@@ -173,7 +174,7 @@ def begin(network, parameters, buffers, options, rank):
         quantise_weights(network, parameters, options, layer, rank, first, last)
         if rank == 0:
             start, stop = network.b[layer], network.b[layer] + network.stride[layer]
-            parameters.quantised[start:stop] = parameters.w[start:stop]
+            copy(parameters.quantised[start:stop], parameters.w[start:stop])
     barrier(buffers.control, options.threads)
     enforce_bounds(network, parameters, buffers, options, rank)
 

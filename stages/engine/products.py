@@ -46,6 +46,20 @@ def combine_rows(out, o, matrix, m, stride, columns, indices, factors, starts, s
 
 
 @kernel
+def fill(array, first, last, value):
+    """Set a part of a flat array; like `copy`, a loop, which Numba compiles sooner than a slice."""
+    for k in range(first, last):
+        array[k] = value
+
+
+@kernel
+def copy(target, source):
+    """Copy a row."""
+    for k in range(len(source)):
+        target[k] = source[k]
+
+
+@kernel
 def matrix(flat, offset, rows, columns):
     """Return a part of a flat array as a matrix."""
     return flat[offset : offset + rows * columns].reshape(rows, columns)
@@ -97,7 +111,7 @@ def first_at_least(indices, start, stop, value):
 def transpose(buffers, layer, count, first, last):
     """Turn the sparse rows of a layer's inputs into sparse columns, of inputs `first` to `last`."""
     starts, stops = buffers.column_starts, buffers.column_stops
-    stops[first:last] = 0
+    fill(stops, first, last, 0)
     ranges = np.empty((count, 2), np.int64)
     for i in range(count):
         begin, end = buffers.starts[layer, i], buffers.stops[layer, i]

@@ -21,9 +21,10 @@ from stages.core.exact import LARGEST_MICRO_BATCH, Arithmetic, Exact, ExactnessE
 from stages.core.initialisation import initialise
 from stages.core.network import Layer, one_hot
 from stages.core.optimizers import Adam, optimizer_of
+from stages.core.prediction import parameters_to_score
 from stages.core.schedules import effective_decay, scheduled
 from stages.core.state import State
-from stages.core.training import DivergedError, Epoch, micro_batches, parameters_to_score
+from stages.core.training import DivergedError, Epoch, micro_batches
 from stages.engine import kernels
 from stages.engine.deformation import deform
 from stages.engine.descent import ADAM, NESTEROV, SGD
@@ -131,22 +132,26 @@ class Training:
             ExactnessError: the initial weights are too large.
             DivergedError: a weight, a delta or the loss outgrew what exact sums can hold.
         """
+        epoch = 0
         if resume:
             self._restore(resume)
+            if self.epoch == self.config.epochs:
+                return self.kept  # the last weights need no bounds where their average is kept
+            epoch = self.epoch + 1  # which checks these weights, if their average alone was scored
         with ThreadPoolExecutor(self.threads) as self.pool:
             try:
                 self._everywhere(
                     kernels.begin, self.network, self.parameters, self.buffers, self.options
                 )
-                while self.epoch < self.config.epochs:
-                    self.epoch += 1
+                for epoch in range(self.epoch + 1, self.config.epochs + 1):
+                    self.epoch = epoch
                     on_epoch(self._run_epoch())
                     if save_due():
                         on_state(self._state())
             except ExactnessError as error:
-                if self.epoch == 0:
+                if epoch == 0:
                     raise
-                raise DivergedError(f"training diverged in epoch {self.epoch} ({error})") from error
+                raise DivergedError(f"training diverged in epoch {epoch} ({error})") from error
             finally:
                 self.buffers.control[STATUS] = STOPPED  # after Ctrl-C, threads may still run
         return self.kept

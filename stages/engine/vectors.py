@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from llvmlite import ir
@@ -108,5 +109,7 @@ def atomic_store(typing, array, i, value):  # type: ignore[no-untyped-def]
     return types.void(array, types.int64, types.int64), generate
 
 
+if not hasattr(os, "sched_yield"):  # as on Windows, where the compiler would abort
+    raise ImportError("this system has no sched_yield")
 yield_core = types.ExternalFunction("sched_yield", types.int32())
 """Lets another thread run on this core."""

@@ -7,19 +7,20 @@ import inspect
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
+
+from stages.pipeline import interrupts, under_dvc
 
 if sys.platform != "win32":
     import fcntl
 
 LOCKS = Path(".dvc/tmp")  # which Git and DVC ignore
 PATIENCE = 3.0  # seconds
-INTERRUPTED = "interrupted: every file on disk is whole, and 'dvc repro' goes on from here"
 
 
 class InputError(Exception):
@@ -47,55 +48,63 @@ def run(main: Callable[[], None], *, no_arguments: bool = False, single: bool = 
     `OSError` or a `MemoryError` is reported in the same way. Ctrl-C exits with 130, as shells
     expect.
     """
-    signal.signal(signal.SIGINT, _interrupt)
-    name = Path(inspect.getfile(main)).stem
+    with _one_line_on_interrupt():
+        try:
+            _run(main, no_arguments=no_arguments, single=single)
+        except InputError as error:
+            sys.exit(_one_line(f"error: {error}"))
+        except OSError as error:
+            reason = error.strerror or error
+            sys.exit(_one_line(f"error: {error.filename or 'system'}: {reason}"))
+        except MemoryError as error:
+            reason = str(error) or "none is left"
+            sys.exit(_one_line(f"error: system: not enough memory: {reason}"))
+
+
+@contextmanager
+def _one_line_on_interrupt() -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, interrupts.interrupt)
     try:
-        if no_arguments:
-            about = (sys.modules[main.__module__].__doc__ or "").partition("\n\n")[0]
-            epilog = "Its parameters are in params.yaml, and 'dvc repro' runs it when it is due."
-            Parser(prog=f"python -m stages.{name}", description=about, epilog=epilog).parse_args()
-        with single_instance(name) if single else nullcontext():
-            main()
-    except InputError as error:
-        sys.exit(_one_line(f"error: {error}"))
-    except OSError as error:
-        sys.exit(_one_line(f"error: {error.filename or 'system'}: {error.strerror or error}"))
-    except MemoryError as error:
-        sys.exit(_one_line(f"error: system: not enough memory: {error or 'none is left'}"))
+        yield
     except KeyboardInterrupt:
-        print(INTERRUPTED, file=sys.stderr)
+        if before is interrupts.end_at_once:  # this is a script's process, so nothing need go on
+            interrupts.end_at_once(signal.SIGINT, None)
+        print(interrupts.INTERRUPTED, file=sys.stderr)
         sys.exit(130)
+    finally:
+        interrupts.forget()
+        signal.signal(signal.SIGINT, before)
 
 
-_lost_interrupts: list[int] = []
+def _run(main: Callable[[], None], *, no_arguments: bool, single: bool) -> None:
+    name = Path(inspect.getfile(main)).stem
+    if no_arguments:
+        about = (sys.modules[main.__module__].__doc__ or "").partition("\n\n")[0]
+        epilog = "Its parameters are in params.yaml, and 'dvc repro' runs it when it is due."
+        Parser(prog=f"python -m stages.{name}", description=about, epilog=epilog).parse_args()
+        if under_dvc.loses_its_result():
+            raise InputError(
+                "Git: a shallow clone, in which DVC loses the results of --temp and of the queue: "
+                "'git fetch --unshallow' first, or run the experiment without them"
+            )
+    with single_instance(name) if single else nullcontext():
+        main()
 
 
-def _interrupt(signal_number: int, frame: FrameType | None) -> None:
-    _lost_interrupts.append(signal_number)
-    raise KeyboardInterrupt
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Let Ctrl-C end the process at once: while nothing is written, and threads cannot be stopped.
 
-
-def raise_lost_interrupt() -> None:
-    """Raise the KeyboardInterrupt of an earlier Ctrl-C that ended nothing, if there was one.
-
-    Python only reports what is raised while it runs a callback, such as a weak reference's.
+    Outside the main thread, which alone can say so, nothing changes.
     """
-    if _lost_interrupts:
-        _lost_interrupts.clear()
-        raise KeyboardInterrupt
-
-
-def _end_at_once(signal_number: int, frame: FrameType | None) -> None:
-    """Answer Ctrl-C while a stage is imported, when a library could take an exception for its own.
-
-    Nothing has been written yet.
-    """
-    os.write(2, f"{INTERRUPTED}\n".encode())
-    os._exit(130)
-
-
-if sys.argv[:1] == ["-m"]:  # Python is importing this package to run `python -m stages.<name>`
-    signal.signal(signal.SIGINT, _end_at_once)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, interrupts.end_at_once)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _one_line(text: str) -> str:

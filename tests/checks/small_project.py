@@ -10,14 +10,61 @@ import sys
 from collections.abc import Mapping
 from configparser import ConfigParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from dvc.utils.collections import merge_dicts
+from dvc.utils.serialize import dumps_yaml, parse_yaml_for_update
 from numpy.typing import NDArray
+
+from stages.pipeline.datasets import DESCRIPTION, MNIST, save_description
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINING_IMAGES = 1500
 TEST_IMAGES = 300
 
+# What params.yaml says in a fresh clone: tests count on it whatever the user has put there since.
+FRESH: dict[str, Any] = {
+    "fetch": {
+        "sources": ["keras", "pypi"],
+    },
+    "preprocess": {
+        "validation_size": 5000,
+        "seed": 1,
+    },
+    "train": {
+        "initialisation": "he",
+        "optimizer": "sgd",
+        "learning_rate": 0.4,
+        "schedule": "one_cycle",
+        "momentum": 0.9,
+        "batch_size": 256,
+        "epochs": 60,
+        "l2": 0.0,
+        "weight_decay": 0.0,
+        "dropout": 0.0,
+        "label_smoothing": 0.0,
+        "ema_decay": 0.999,
+        "augmentation": {
+            "rotation": 5.0,
+            "scale": 0.05,
+            "shear": 0.0,
+            "shift": 1.0,
+            "elastic": 12.0,
+            "smoothness": 4.0,
+            "thickness": 1.0,
+        },
+        "seed": 1,
+        "keep": "last",
+        "include_validation": False,
+        "hidden_sizes": [64],
+    },
+    "visualize": {
+        "rows": 5,
+        "columns": 10,
+        "mistakes": 20,
+    },
+}
 SMALL = {
     "preprocess": {"validation_size": 1000},
     "train": {"epochs": 2, "batch_size": 50, "learning_rate": 0.01},
@@ -25,10 +72,11 @@ SMALL = {
 }
 
 
-def repository_files() -> list[str]:
-    """Return the paths of the files that are in Git or would be added to it."""
+def repository_files(*, untracked: bool = True) -> list[str]:
+    """Return the paths of the files that are in Git and, if asked, of those to be added to it."""
+    others = ["--others", "--exclude-standard"] if untracked else []
     listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        ["git", "ls-files", "--cached", *others, "-z"],
         cwd=ROOT,
         env=environment(),
         capture_output=True,
@@ -37,6 +85,13 @@ def repository_files() -> list[str]:
     )
     paths = sorted(set(listed.stdout.rstrip("\0").split("\0")))
     return [path for path in paths if (ROOT / path).is_file()]
+
+
+def committed(path: str) -> bytes:
+    """Return a file as it is in the last commit, empty if it is not there."""
+    return subprocess.run(
+        ["git", "show", f"HEAD:./{path}"], cwd=ROOT, env=environment(), capture_output=True
+    ).stdout
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -72,8 +127,17 @@ def copy_project(target: Path) -> None:
             shutil.copy2(ROOT / path, target / path)
     config = target / ".dvc/config"
     config.write_text(without_places(config.read_text(encoding="utf-8")), encoding="utf-8")
+    (target / "params.yaml").write_text(fresh_parameters(), encoding="utf-8", newline="\n")
     set_parameters(target, SMALL)
     write_raw_data(target)
+
+
+def fresh_parameters() -> str:
+    """Return the text of params.yaml with the values of a fresh clone."""
+    path = ROOT / "params.yaml"
+    document = parse_yaml_for_update(path.read_text(encoding="utf-8"), str(path))
+    merge_dicts(document, FRESH)
+    return dumps_yaml(document)
 
 
 def without_places(config: str) -> str:
@@ -106,6 +170,7 @@ def write_raw_data(project: Path) -> None:
     """Write what the fetch stage would, but small."""
     raw = project / "data" / "raw"
     raw.mkdir(parents=True, exist_ok=True)
+    save_description(MNIST, raw / DESCRIPTION.name)
     for name, count, seed in (("train", TRAINING_IMAGES, 1), ("test", TEST_IMAGES, 2)):
         images, labels = images_and_labels(count, seed)
         np.save(raw / f"x_{name}.npy", images)

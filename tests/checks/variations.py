@@ -244,7 +244,7 @@ def make_project(folder: Path, changes: Mapping[str, Any]) -> None:
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params["train"].update(changes)
     (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
-    if list(ROOT.glob("data/raw/*.npy")):
+    if (ROOT / "data/raw/dataset.json").exists():
         shutil.copytree(ROOT / "data/raw", folder / "data/raw")
     else:
         run_python(["-m", "stages.fetch"], folder)
