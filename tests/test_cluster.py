@@ -19,7 +19,8 @@ import psutil
 import pytest
 import yaml
 
-from stages.pipeline.command import INTERRUPTED, InputError
+from stages.pipeline.command import InputError
+from stages.pipeline.interrupts import INTERRUPTED
 from tests.checks.small_project import ROOT, copy_project, environment, isolated
 from tools import cluster, grid
 from tools.recipe import load_recipe

@@ -58,7 +58,7 @@ def run(project: Path, *arguments: str) -> Outcome:
         section: str,
         check: Callable[[], None],
     ) -> Trained:
-        trained = train(params, train_set, validation, checkpoint, section, check)
+        trained = train(params, train_set, validation, checkpoint, section, check=check)
         seeds.append(params.seed)
         return trained
 
@@ -248,9 +248,10 @@ def test_ctrl_c_keeps_what_is_finished(project: Path) -> None:
         text=True,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 60
-    drawn = project / "reports/studies.png"
-    while drawn.read_bytes() == picture and process.poll() is None and time.monotonic() < deadline:
+    drawn, deadline = project / "reports/studies.png", time.monotonic() + 600
+    while process.poll() is None and time.monotonic() < deadline:
+        if path.exists() and len(studies(project)["quick"]["results"]) > 2:
+            break
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
