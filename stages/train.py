@@ -16,8 +16,9 @@ from stages.core import training as textbook
 from stages.core.augmentation import Augmentation
 from stages.core.config import TrainConfig
 from stages.core.data import LabelledImages, joined
-from stages.core.exact import ExactnessError, RoundingError
+from stages.core.exact import ExactnessError
 from stages.core.network import Layer
+from stages.core.rounding import RoundingError
 from stages.core.state import State
 from stages.core.training import DivergedError, Epoch
 from stages.pipeline import threads

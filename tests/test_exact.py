@@ -611,7 +611,8 @@ def test_another_rounding_direction_is_refused(direction: int) -> None:
         pytest.skip("the numbers of the directions are x86-64's")
     code = f"""
 import ctypes, ctypes.util
-from stages.core.exact import Exact, RoundingError
+from stages.core.exact import Exact
+from stages.core.rounding import RoundingError
 Exact(2)
 ctypes.CDLL(ctypes.util.find_library("m")).fesetround({direction})
 try:

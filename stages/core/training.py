@@ -55,7 +55,7 @@ def train(
         validation_set: the same; only scored.
         config: how to train.
         on_epoch: called after each epoch.
-        arithmetic: exact, unless given; `tools.mpi` divides the sums over samples among processes.
+        arithmetic: exact, unless given; one may divide the samples among processes.
         resume: the state after an earlier epoch, to go on from.
         on_state: called after each epoch with its state, whose arrays the next epoch changes.
 
