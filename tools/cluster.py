@@ -6,7 +6,6 @@ then gets its part, and a seed of a worker that has died goes to the next that i
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import time
@@ -20,7 +19,6 @@ from typing import Any, NamedTuple
 from stages.pipeline import threads  # (before NumPy)
 
 # isort: split
-os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "critical")  # one line is ours to say
 import dask
 import numpy as np
 from distributed import Client, Future, LocalCluster
@@ -28,9 +26,7 @@ from distributed import Client, Future, LocalCluster
 from stages.pipeline.command import InputError
 from tools.revision import revision
 from tools.seed import Result, Sets, Task
-from tools.worker import ADDRESS, PATIENCE, SEEDS_OF, AbandonedError
-
-logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # it has a level of its own
+from tools.worker import ADDRESS, LOGGING, PATIENCE, SEEDS_OF, AbandonedError, quiet
 
 MOST_LOCAL = 64
 POLL = 0.25  # seconds
@@ -58,6 +54,7 @@ def train(cluster: str, tasks: Sequence[Task], sets: Sets, done: Done, failed: F
         InputError: there is no such cluster, the code here is not a commit's, or the scheduler
             is lost.
     """
+    quiet()
     with _connected(cluster) as (client, resource):
         print(f"dashboard: {client.dashboard_link}", flush=True)
         study = _Study(client, resource, cluster, tasks)
@@ -74,11 +71,12 @@ def _connected(cluster: str) -> Iterator[tuple[Client, str]]:
     if local and 1 <= int(local[1]) <= MOST_LOCAL:
         count, resource = int(local[1]), f"{SEEDS_OF}here"
         workers = os.environ.get("WORKERS") or str(max(1, threads.worker_count() // count))
+        environment = {"WORKERS": workers, LOGGING: os.environ.get(LOGGING, "critical")}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # another port for the dashboard is as good
             server = LocalCluster(
                 n_workers=count, threads_per_worker=1, memory_limit=0, host="127.0.0.1",
-                resources={resource: 1}, preload="tools.worker", env={"WORKERS": workers},
+                resources={resource: 1}, preload="tools.worker", env=environment,
             )  # fmt: skip
         with server, Client(server) as client:
             yield client, resource

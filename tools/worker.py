@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import os
 import re
 import signal
@@ -21,7 +22,6 @@ from typing import Any
 from stages.pipeline import threads  # noqa: F401  (before NumPy)
 
 # isort: split
-os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "critical")  # one line is ours to say
 import numpy as np
 from distributed import Status, Worker, get_worker
 
@@ -37,8 +37,18 @@ ADDRESS = re.compile(r"(tcp|tls)://[^\s/]+:[0-9]+")
 PATIENCE = 30  # seconds that a scheduler may take to answer
 
 
+LOGGING = "DASK_LOGGING__DISTRIBUTED"
+
+
 class AbandonedError(Exception):
     """Nobody waits for this seed any more: the study or the worker is about to end."""
+
+
+def quiet() -> None:
+    """Keep Dask's log off the terminal, where one line is ours to say, unless the user wants it."""
+    if LOGGING not in os.environ:
+        for name in ("distributed", "distributed.client"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def main() -> None:
@@ -48,6 +58,7 @@ def main() -> None:
     address = parser.parse_args().scheduler
     if not ADDRESS.fullmatch(address):
         raise InputError(f"SCHEDULER: {address}: must be an address such as tcp://host:8786")
+    quiet()
     code = asyncio.run(_serve(address, revision()))
     os._exit(code)  # a training thread may be in the middle of an epoch
 
