@@ -41,10 +41,8 @@ study: .venv/.ready $(if $(CLUSTER),.venv/.dask) ## train RECIPE=name with the s
 worker: .venv/.dask ## train seeds for the studies on SCHEDULER=tcp://host:8786
 	python -m tools.worker -- "$(SCHEDULER)"
 
-# In a table that fits a terminal: the parameters that differ, one figure, no hashes.
 experiments: .venv/.ready ## rank this commit's experiments, the best first
-	dvc exp show --only-changed --sort-by validation.accuracy --sort-order desc \
-		--drop 'Created|.*(/|error|loss)|(train|test)\.accuracy'
+	@python -m tools.experiments
 
 REV = HEAD
 report: .venv/.ready ## compare the workspace with REV=HEAD: reports/report.html
