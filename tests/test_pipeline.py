@@ -215,6 +215,11 @@ def test_an_experiment_runs_and_leaves_the_comments(project: Path) -> None:
     del before["train"]["learning_rate"]
     assert after == before
 
+    table = run(project, sys.executable, "-m", "tools.experiments").stdout.splitlines()
+    assert table[0].split() == ["experiment", "validation", "test", "changes"]
+    assert [line.split()[-1] for line in table if "epochs" not in line].count(
+        "train.learning_rate=1e-05"
+    ) == 1
     rows = list(csv.DictReader(dvc(project, "exp", "show", "--csv").splitlines()))
     # The workspace and the experiment are the same; between them stands the commit.
     workspace, commit, experiment = rows

@@ -1,7 +1,7 @@
 """List the experiments on the current commit, the most accurate on the validation set first.
 
-`dvc exp show` has a column for every parameter and metric, hundreds once recipes have run, and shows
-a running experiment with the metrics of the commit it started from.
+`dvc exp show` has a column for every parameter and metric, hundreds once recipes have run, and
+shows a running experiment with the metrics of the commit it started from.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def _row(name: str, revision: Mapping[str, Any], before: Mapping[str, Any], stat
     figures = metrics.get("data") or {}
     if state or not {"validation", "test"} <= set(figures):
         return Row(name, None, None, state or "no result", changes)
-    accuracies = (figures[part]["accuracy"] for part in ("validation", "test"))
-    return Row(name, *accuracies, "", changes)
+    validation, test = figures["validation"]["accuracy"], figures["test"]["accuracy"]
+    return Row(name, validation, test, "", changes)
 
 
 def _parameters(revision: Mapping[str, Any]) -> dict[str, Any]:
