@@ -16,6 +16,7 @@ from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 from test_training import NO_AUGMENTATION, SIMPLE, digest, digits
@@ -30,9 +31,11 @@ from stages.core.network import Layer
 from stages.core.state import State
 from stages.core.training import DivergedError, Epoch
 from stages.engine import compiler, products
+from stages.engine.backward import largest_magnitude
 from stages.engine.deformation import deform
 from stages.engine.memory import allocate_images
 from stages.engine.training import Training, compressed
+from stages.engine.vectors import four_dots
 from stages.pipeline.checkpoint import load_checkpoint, save_checkpoint
 from tests.checks.small_project import ROOT, environment
 
@@ -310,6 +313,26 @@ def test_sparse_products_agree_with_numpy(rows: int, columns: int) -> None:
             np.array(factors, np.float32), np.array(bounds), len(tiles) - 1, 0, 9,
         )  # fmt: skip
         np.testing.assert_array_equal(out, left @ matrix)
+
+
+@pytest.mark.parametrize("columns", [16, 32, 48, 528])
+def test_four_dot_products_agree_with_numpy(columns: int) -> None:
+    @numba.njit
+    def compiled(rows, weights):  # type: ignore[no-untyped-def]
+        starts = np.arange(4) * rows.shape[1]
+        a, b, c, d = starts[2], starts[0], starts[3], starts[1]
+        return four_dots(rows.ravel(), a, b, c, d, weights, 1, rows.shape[1])
+
+    generator = np.random.default_rng(1)
+    rows = generator.integers(-50, 50, (4, columns)).astype(np.float32)
+    weights = generator.integers(-50, 50, columns + 1).astype(np.float32)
+    assert list(compiled(rows, weights)) == (rows[[2, 0, 3, 1]] @ weights[1:]).tolist()
+
+
+@pytest.mark.parametrize("row", [[0.0], [3.0, -4.0, 0.5], [-0.0, -np.inf, 2.0], [1.0, np.nan, 9.0]])
+def test_the_largest_magnitude_of_a_row(row: list[float]) -> None:
+    array = np.array(row, np.float32)
+    np.testing.assert_equal(largest_magnitude(array), np.abs(array).max())
 
 
 @pytest.mark.parametrize("keep_zeros", [False, True])

@@ -11,7 +11,8 @@ from stages.engine.compiler import exact_kernel, kernel
 from stages.engine.forward import ANCHOR32, ANCHOR64
 from stages.engine.layout import BLOCK, LANES
 from stages.engine.parallel import DELTAS_TOO_LARGE, WEIGHTS_TOO_LARGE, fail
-from stages.engine.products import ZERO, combine_rows, dot, four_dots, matrix, tiles_of
+from stages.engine.products import ZERO, combine_rows, dot, matrix, tiles_of
+from stages.engine.vectors import four_dots
 
 OUTPUT_DELTA_ANCHOR = ANCHOR64 * exact.OUTPUT_DELTA_QUANTUM
 
@@ -64,12 +65,12 @@ def mask_deltas(delta, activations, product):
 def hidden_to_hidden(network, w, buffers, layer, count, first, last):
     """Compute the deltas of the units `first` to `last` that feed a hidden layer."""
     stride, width = network.stride[layer], network.stride[layer - 1]
-    W = matrix(w, network.W[layer], network.inputs[layer], stride)
-    deltas_above = matrix(buffers.per_sample, buffers.hidden[layer], count, stride)
+    W, above = network.W[layer], buffers.hidden[layer]
+    deltas_above = matrix(buffers.per_sample, above, count, stride)
     deltas = matrix(buffers.delta, buffers.hidden[layer - 1], count, width)
     columns, indices, values = network.columns[layer], buffers.column_indices, buffers.column_values
     places, ends = buffers.column_places, buffers.column_bounds[:, tiles_of(count)]
-    rows = max(4, 2 * BLOCK // stride)
+    rows = max(4, 4 * BLOCK // stride)
     for unit in range(first, last):
         places[unit] = buffers.column_bounds[unit, 0]
     for top in range(0, count, rows):
@@ -78,12 +79,13 @@ def hidden_to_hidden(network, w, buffers, layer, count, first, last):
             for unit in range(first, last):
                 deltas[i, unit] = ZERO
         for unit in range(first, last):
-            row, k, end = W[unit, :columns], places[unit], ends[unit]
+            start, k, end = W + unit * stride, places[unit], ends[unit]
+            row = w[start : start + columns]
             while k + 3 < end and indices[k + 3] < bottom:
-                a, b, c, d = indices[k], indices[k + 1], indices[k + 2], indices[k + 3]
                 products = four_dots(
-                    deltas_above[a, :columns], deltas_above[b, :columns],
-                    deltas_above[c, :columns], deltas_above[d, :columns], row,
+                    buffers.per_sample, above + indices[k] * stride,
+                    above + indices[k + 1] * stride, above + indices[k + 2] * stride,
+                    above + indices[k + 3] * stride, w, start, columns,
                 )  # fmt: skip
                 for n in range(4):
                     if values[k + n] > ZERO:
@@ -116,8 +118,14 @@ def quantise_columns(network, buffers, options, layer, count, first, last):
 
 @exact_kernel
 def add_wide_magnitudes(sums, rows):
-    """Add the absolute values of all rows of a float32 matrix to float64 sums."""
-    for i in range(len(rows)):
+    """Add the absolute values of all rows of a float32 matrix to float64 sums, four at a time."""
+    four = len(rows) // 4 * 4
+    for i in range(0, four, 4):
+        a, b, c, d = rows[i], rows[i + 1], rows[i + 2], rows[i + 3]
+        for j in range(len(sums)):
+            first = np.float64(abs(a[j])) + np.float64(abs(b[j]))
+            sums[j] += first + (np.float64(abs(c[j])) + np.float64(abs(d[j])))
+    for i in range(four, len(rows)):
         for j in range(len(sums)):
             sums[j] += np.float64(abs(rows[i, j]))
 
@@ -149,13 +157,17 @@ def quantise_rows(network, parameters, buffers, options, layer, first, last):
         round_row(per_sample[i], deltas[i], anchor)
 
 
-@exact_kernel
+@kernel
 def largest_magnitude(row):
-    """Return the largest absolute value of a row."""
-    largest = ZERO
-    for j in range(len(row)):
-        largest = max(largest, abs(row[j]))
-    return largest
+    """Return the largest absolute value of a row.
+
+    Without their signs, float32 numbers are in the order of their bits as integers, and of these
+    the compiler takes many at a time. What is not a number is larger than all.
+    """
+    bits, largest = row.view(np.int32), np.int32(0)
+    for j in range(len(bits)):
+        largest = max(largest, bits[j] & np.int32(0x7FFFFFFF))
+    return np.array([largest], np.int32).view(np.float32)[0]
 
 
 @kernel

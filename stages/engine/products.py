@@ -162,18 +162,6 @@ def dot(a, b):
 
 
 @exact_kernel
-def four_dots(a, b, c, d, row):
-    """Return the dot products of four rows with a fifth."""
-    first = second = third = fourth = ZERO
-    for j in range(len(row)):
-        first += a[j] * row[j]
-        second += b[j] * row[j]
-        third += c[j] * row[j]
-        fourth += d[j] * row[j]
-    return first, second, third, fourth
-
-
-@exact_kernel
 def add_rows(sums, rows):
     """Add all rows of a matrix, four at a time."""
     four = len(rows) // 4 * 4

@@ -74,6 +74,69 @@ def row_combination(width: int) -> Any:
     return combine
 
 
+@intrinsic
+def four_dots(typing, matrix, a, b, c, d, weights, w, columns):  # type: ignore[no-untyped-def]
+    """Return the dot products of four rows of a matrix with a row of weights.
+
+    The rows start at the offsets `a` to `d` and `w` of flat arrays and have `columns` numbers, a
+    multiple of 16. The sums must be exact, as for `row_combination`.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        left, right = (
+            context.make_array(signature.args[i])(context, builder, arguments[i]).data
+            for i in (0, 5)
+        )
+        rows = [builder.gep(left, [arguments[i]]) for i in range(1, 5)]
+        weights, columns = builder.gep(right, [arguments[6]]), arguments[7]
+        number = left.type.pointee
+
+        def load(row: Any, column: Any, kind: Any) -> Any:
+            pointer = builder.bitcast(builder.gep(row, [column]), ir.PointerType(kind))
+            value = builder.load(pointer)
+            value.align = 4
+            return value
+
+        def add_up(kind: Any, start: Any, stop: Any, totals: Any) -> None:
+            with cgutils.for_range_slice(
+                builder, start, stop, INDEX(kind.count), INDEX, inc=True
+            ) as (column, _):
+                factors = load(weights, column, kind)
+                for row, total in zip(rows, totals, strict=True):
+                    product = builder.fmul(load(row, column, kind), factors, flags=("contract",))
+                    added = builder.fadd(builder.load(total), product, flags=("contract",))
+                    builder.store(added, total)
+
+        def halves(value: Any) -> Any:
+            count = value.type.count // 2
+            undefined = ir.Constant(value.type, ir.Undefined)
+            lanes = ir.VectorType(ir.IntType(32), count)
+            parts = (ir.Constant(lanes, list(range(n, n + count))) for n in (0, count))
+            return (builder.shuffle_vector(value, undefined, part) for part in parts)
+
+        wide, narrow = ir.VectorType(number, 32), ir.VectorType(number, 16)
+        whole = builder.and_(columns, INDEX(-32))
+        zeros = ir.Constant(wide, [0.0] * 32)
+        totals = [cgutils.alloca_once_value(builder, zeros) for _ in rows]
+        add_up(wide, INDEX(0), whole, totals)
+        sums = [builder.fadd(*halves(builder.load(total))) for total in totals]
+        totals = [cgutils.alloca_once_value(builder, total) for total in sums]
+        add_up(narrow, whole, columns, totals)
+        found = []
+        for total in totals:
+            value = builder.load(total)
+            while value.type.count > 1:
+                value = builder.fadd(*halves(value))
+            found.append(builder.extract_element(value, ir.IntType(32)(0)))
+        return context.make_tuple(builder, signature.return_type, found)
+
+    signature = types.UniTuple(matrix.dtype, 4)(
+        matrix, types.int64, types.int64, types.int64, types.int64, weights, types.int64,
+        types.int64,
+    )  # fmt: skip
+    return signature, generate
+
+
 def _element(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     array = context.make_array(signature.args[0])(context, builder, arguments[0])
     return builder.gep(array.data, [arguments[1]])
