@@ -22,7 +22,7 @@ from stages.core.network import Layer, Parameters
 from stages.core.prediction import classify
 from stages.core.training import train
 from stages.pipeline.command import InputError
-from stages.pipeline.datasets import MNIST
+from stages.pipeline.datasets import DESCRIPTION, MNIST, save_description
 from stages.pipeline.schemas import Scored
 from tests.checks.browsers import Browser, Chromium, Firefox, Point
 from tools import draw, handwriting
@@ -234,6 +234,11 @@ def test_the_examples_are_one_of_each_and_the_most_confident_mistakes(scored: Sc
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["draw"])
+    missing = r"^data/raw/dataset\.json: no such file; 'dvc repro' makes it"
+    with pytest.raises(InputError, match=missing):
+        draw.main()
+    DESCRIPTION.parent.mkdir(parents=True)
+    save_description(MNIST)
     with pytest.raises(InputError, match=r"^models/model\.npz: no such file; 'dvc repro' makes it"):
         draw.main()
     assert not (tmp_path / draw.PAGE).exists()

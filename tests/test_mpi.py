@@ -302,7 +302,7 @@ def test_wrong_parameters_are_one_line_of_all_ranks(
     # Units too many for the notebook's initial weights are a line of the block `hidden_sizes`.
     units = parameters.get("units", 64)
     path = project / "params.yaml"
-    path.write_text(path.read_text().replace("    - 64\n", f"    - {units}\n"))
+    path.write_text(path.read_text().replace("  - 64\n", f"  - {units}\n"))
     set_parameters(project, {"train": parameters})
     done = run(project, "3")
     assert done.returncode == 1

@@ -322,7 +322,7 @@ def test_the_plots_page_has_curves_confusion_and_pictures(project: Path) -> None
     dvc(project, "plots", "show", "--out", "page")
     page = (project / "page/index.html").read_text()
     titles = re.findall(r'"text": "([^"]*)"', page)
-    assert sorted(titles) == ["Confusion", "F1 of each digit", "Loss", "Validation accuracy"]
+    assert sorted(titles) == ["Confusion", "F1 of each class", "Loss", "Validation accuracy"]
     # The data is in the page itself, the first epoch's train loss for instance.
     first_epoch = (project / "reports/learning_curves.csv").read_text().splitlines()[1]
     assert f'"train_loss": "{first_epoch.split(",")[1]}"' in page
