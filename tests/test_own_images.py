@@ -21,7 +21,13 @@ from stages import fetch
 from stages.core import Array
 from stages.pipeline.command import InputError
 from stages.pipeline.datasets import DESCRIPTION, RAW, Description, load_description, load_raw
-from tests.checks.small_project import ROOT, copy_project, environment, set_parameters
+from tests.checks.small_project import (
+    ROOT,
+    copy_project,
+    environment,
+    fresh_parameters,
+    set_parameters,
+)
 
 OWN = Path("data/own")
 SHAPE = (20, 32)
@@ -417,16 +423,16 @@ def test_folders_of_pictures_go_through_all_five_stages(tmp_path: Path) -> None:
         assert model["b2"].shape == (3,)
 
 
-def test_the_example_in_the_documentation_goes_through_all_five_stages(tmp_path: Path) -> None:
+def test_the_example_in_the_readme_goes_through_all_five_stages(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
-    text = (ROOT / "docs/your-images.md").read_text(encoding="utf-8")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
     block = re.search(r"```console\n(python -c '(.*?)'\n.*?)```", text, re.DOTALL)
     assert block
     copy_project(tmp_path)
     code = [sys.executable, "-c", block[2]]
     subprocess.run(code, cwd=tmp_path, env=environment(), check=True, timeout=120)
     params = (tmp_path / "params.yaml").read_text()
-    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    (tmp_path / "params.yaml").write_text(fresh_parameters(), encoding="utf-8")
     changes: dict[str, dict[str, object]] = {}
     for section, key, value in re.findall(r"-S (\w+)\.(?:\w+\.)?(\w+)=(\S+)", block[1]):
         changes.setdefault(section, {})[key] = value
