@@ -71,8 +71,8 @@ push: .venv/.ready ## send data, models and the run cache to DVC's remote
 pull: .venv/.ready ## get them from there
 	python -m tools.share pull
 
-test: .venv/.ready .venv/.mpi .venv/.dask ## run the tests: about twelve minutes
-	pytest --cov --cov-report=term:skip-covered
+test: .venv/.ready .venv/.mpi .venv/.dask ## run the tests: about ten minutes
+	pytest --numprocesses=auto --dist=loadfile
 
 # VERIFY="--quick --vary all" runs it under variations; see tests/checks/verify.py.
 verify: .venv/.ready ## run a clean clone of HEAD and compare all bytes: a minute

@@ -54,8 +54,6 @@ def stage(
     inherited = environment(**{"PYTHONPATH": str(ROOT)} | variables)
     if limits:
         command = ["bash", "-c", f'ulimit {" ".join(limits)}; exec "$@"', "bash", *command]
-        # The measurement of coverage would come up against the limits first.
-        inherited = {key: inherited[key] for key in inherited if not key.startswith("COVERAGE_")}
     return subprocess.run(
         command,
         cwd=folder,
