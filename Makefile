@@ -91,7 +91,7 @@ lint: .venv/.ready ## check style and types
 # Built anew only when a lock file changes. A lock file names everything, so pip need not look for
 # dependencies: it fails on `name[extra]` as soon as the package index has a newer `name`.
 .venv/.ready: requirements.lock requirements-dev.lock
-	@echo "installing 2.6 GB of packages into .venv, 1.9 of them TensorFlow: about three minutes"
+	@echo "installing 3.2 GB of packages into .venv, 1.9 of them TensorFlow: about three minutes"
 	@$(PYTHON) -m venv .venv
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
 		--no-deps -r requirements.lock -r requirements-dev.lock
