@@ -19,7 +19,7 @@ import numpy as np
 from stages.core import Array
 from stages.core.exact import ExactnessError
 from stages.core.prediction import classify
-from stages.pipeline.command import InputError, Parser, run
+from stages.pipeline.command import InputError, Parser, printable, run
 from stages.pipeline.datasets import Description, load_description
 from stages.pipeline.model_file import MODEL, load_model
 from tools.handwriting import NoInkError, prepared
@@ -79,7 +79,7 @@ def main() -> None:
     elif predictions:
         print(as_table(predictions, description.classes))
     for problem in problems:
-        print(f"error: {_printable(problem)}", file=sys.stderr)
+        print(f"error: {printable(problem)}", file=sys.stderr)
     if arguments.picture and predictions:
         from tools.sheet import save_sheet  # which imports matplotlib: half a second
 
@@ -123,7 +123,7 @@ def as_table(predictions: Sequence[Prediction], classes: Sequence[str]) -> str:
     for prediction in predictions:
         best, second = prediction.ranking[:2]
         rows.append((
-            _printable(prediction.file), classes[best], _percent(prediction, best),
+            printable(prediction.file), classes[best], _percent(prediction, best),
             f"{classes[second]} ({_percent(prediction, second)})",
             "unsure" if prediction.unsure else "",
         ))  # fmt: skip
@@ -158,11 +158,6 @@ def _percent(prediction: Prediction, digit: int) -> str:
     if percent < 0.1:
         return "<0.1 %"
     return ">99.9 %" if 99.9 < percent < 100 else f"{percent:.1f} %"
-
-
-def _printable(text: str) -> str:
-    """Escape what would break a line or command a terminal: a file may have any name."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 
 from stages.pipeline.command import InputError, Parser, run
 from stages.pipeline.datasets import MNIST, load_description
-from stages.pipeline.files import atomic_write, check_regular, save_json
+from stages.pipeline.files import atomic_write, check_regular, damaged, save_json
 from stages.pipeline.params import PARAMS, Params
 from stages.plots import charts, drawing, png
 from tools.grid import combinations
@@ -182,11 +182,8 @@ def _load(path: Path, schema: TypeAdapter[dict[str, T]]) -> dict[str, T]:
     except FileNotFoundError:
         return {}
     except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(map(str, problem["loc"]))
         raise InputError(
-            f"{path}: damaged: {': '.join(filter(None, [place, problem['msg']]))}; "
-            f"'git restore {path}' brings the committed one back"
+            f"{damaged(path, error)}; 'git restore {path}' brings the committed one back"
         ) from None
 
 

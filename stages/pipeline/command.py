@@ -52,13 +52,13 @@ def run(main: Callable[[], None], *, no_arguments: bool = False, single: bool = 
         try:
             _run(main, no_arguments, single)
         except InputError as error:
-            sys.exit(_one_line(f"error: {error}"))
+            sys.exit(printable(f"error: {error}"))
         except OSError as error:
             reason = error.strerror or error
-            sys.exit(_one_line(f"error: {error.filename or 'system'}: {reason}"))
+            sys.exit(printable(f"error: {error.filename or 'system'}: {reason}"))
         except MemoryError as error:
             reason = str(error) or "none is left"
-            sys.exit(_one_line(f"error: system: not enough memory: {reason}"))
+            sys.exit(printable(f"error: system: not enough memory: {reason}"))
 
 
 @contextmanager
@@ -107,7 +107,7 @@ def ending_at_once() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _one_line(text: str) -> str:
+def printable(text: str) -> str:
     """Escape what would break a line or command a terminal: a damaged file may hold any name."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 

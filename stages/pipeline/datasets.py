@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from stages.core.data import MOST_CLASSES, DataError, LabelledImages, check
 from stages.pipeline.command import InputError
-from stages.pipeline.files import load_array, load_bytes, save_json
+from stages.pipeline.files import damaged, load_array, load_bytes, save_json
 
 RAW = Path("data/raw")
 PROCESSED = Path("data/processed")
@@ -104,9 +104,7 @@ def parse_description(content: bytes, name: object) -> Description:
     try:
         document = _Document.model_validate_json(content)
     except ValidationError as error:
-        problem = error.errors()[0]
-        place = [".".join(map(str, problem["loc"]))] if problem["loc"] else []
-        raise InputError(": ".join([f"{name}: damaged", *place, problem["msg"]])) from None
+        raise damaged(name, error) from None
     height, width = document.shape
     return Description(document.name, (height, width), tuple(document.classes))
 

@@ -11,12 +11,15 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stages.pipeline.command import InputError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 Array = NDArray[Any]
 
@@ -169,3 +172,10 @@ def load_bytes(path: Path) -> bytes:
     """
     with _reading(path, "a readable file"):
         return path.read_bytes()
+
+
+def damaged(name: object, error: ValidationError) -> InputError:
+    """Return the refusal of a document, called `name`, that is not what its schema says."""
+    problem = error.errors()[0]
+    place = ".".join(map(str, problem["loc"]))
+    return InputError(": ".join(filter(None, [f"{name}: damaged", place, problem["msg"]])))

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from stages.core.data import DataError, check
 from stages.pipeline.command import InputError
 from stages.pipeline.datasets import load_description
-from stages.pipeline.files import Array, load_arrays, load_bytes, save_arrays
+from stages.pipeline.files import Array, damaged, load_arrays, load_bytes, save_arrays
 
 SCORED = Path("data/scored.npz")
 CURVES = Path("reports/learning_curves.csv")
@@ -131,9 +131,7 @@ def parse_metrics(content: bytes, name: object) -> Metrics:
     try:
         return Metrics.model_validate_json(content)
     except ValidationError as error:
-        problem = error.errors()[0]
-        place = [".".join(map(str, problem["loc"]))] if problem["loc"] else []
-        raise InputError(": ".join([f"{name}: damaged", *place, problem["msg"]])) from None
+        raise damaged(name, error) from None
 
 
 class Curves(NamedTuple):
