@@ -7,6 +7,8 @@ and, as MNIST's digits are all of one scanner, edges and strokes like MNIST's.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from stages.core import Array
@@ -365,10 +367,11 @@ def centred(ink: Array, shape: tuple[int, int]) -> Array:
     return frame
 
 
+@lru_cache(maxsize=64)  # digits of MNIST's size have few of them
 def _overlaps(size: int, length: int, side: int) -> Array:
     """Return how far each new pixel covers each of `size` ink pixels: (new pixels, size).
 
-    In float64, which is exact here and which BLAS multiplies.
+    In float64, which is exact here and which BLAS multiplies. It is shared: not to be changed.
     """
     new = np.arange(-(-side * size // length))[:, np.newaxis]
     old = np.arange(size)
