@@ -300,19 +300,45 @@ def test_sparse_products_agree_with_numpy(rows: int, columns: int) -> None:
     matrix = generator.integers(-50, 50, (rows, columns)).astype(np.float32)
     left[3] = 0
     left[4, : products.TILE] = 0
-    tiles = np.arange(0, rows + products.TILE, products.TILE)
-    indices, factors, bounds = [], [], []
-    for row in left:
-        bounds.append(len(indices) + np.searchsorted(np.flatnonzero(row), tiles))
-        indices += np.flatnonzero(row).tolist()
-        factors += row[row != 0].tolist()
+    sparse, tiles = sparse_rows(left), -(-rows // products.TILE)
     for dtype in (np.float32, np.float64):
         out = np.full((9, columns), np.nan, dtype)
-        products.combine_rows(
-            out.ravel(), 0, matrix.ravel(), 0, columns, columns, np.array(indices, np.uint16),
-            np.array(factors, np.float32), np.array(bounds), len(tiles) - 1, 0, 9,
-        )  # fmt: skip
+        arguments = out.ravel(), 0, matrix.ravel(), 0, columns, columns, *sparse, tiles
+        products.combine_rows(*arguments, np.arange(9), 0, 9, False)
         np.testing.assert_array_equal(out, left @ matrix)
+        products.combine_rows(*arguments, np.arange(9)[::-1].copy(), 2, 5, True)
+        expected = left @ matrix
+        expected[:3] += (left @ matrix)[[6, 5, 4]]
+        np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("columns", [16, 48, 64, 80, 208])
+@pytest.mark.parametrize("rows", [30, products.TILE, products.TILE + 1, 3 * products.TILE - 5])
+def test_gradients_of_sparse_products_agree_with_numpy(rows: int, columns: int) -> None:
+    generator = np.random.default_rng(1)
+    left = generator.integers(0, 5, (9, rows)) * (generator.random((9, rows)) < 0.3)
+    deltas = generator.integers(-50, 50, (9, columns)).astype(np.float32)
+    sparse, step = sparse_rows(left), products.tiles_at_once(columns)
+    found = []
+    for tile in range(0, -(-rows // products.TILE), step):
+        end = min(tile + step, -(-rows // products.TILE))
+        out = np.zeros(((end - tile) * products.TILE, columns), np.float32)
+        products.scatter_rows(
+            out.ravel(), columns, columns, *sparse, tile, end, 9, deltas.ravel(), 0
+        )
+        found.append(out)
+    np.testing.assert_array_equal(np.concatenate(found)[:rows], left.T @ deltas)
+
+
+def sparse_rows(rows: Array) -> tuple[Array, Array, Array]:
+    """Return the indices, the values, and each row's start and its tiles' ends in these."""
+    tiles = np.arange(0, rows.shape[1] + products.TILE, products.TILE)
+    indices, values, bounds = [], [], []
+    for row in rows:
+        bounds.append(len(indices) + np.searchsorted(np.flatnonzero(row), tiles))
+        indices += np.flatnonzero(row).tolist()
+        values += row[row != 0].tolist()
+    return np.array(indices, np.uint16), np.array(values, np.float32), np.array(bounds)
 
 
 @pytest.mark.parametrize("columns", [16, 32, 48, 528])
@@ -410,7 +436,7 @@ def test_processes_that_compile_at_once_or_cannot_write_a_cache_agree(tmp_path: 
     printed = [process.communicate(timeout=300)[0] for process in started]
     assert len(printed[0]) == 65
     assert len(set(printed)) == 1
-    assert list(tmp_path.glob("exact-mnist-*/deformation.deform-*.pickle"))
+    assert list(tmp_path.glob("exact-mnist-*/deformation.deform_groups-*.pickle"))
 
 
 @pytest.mark.parametrize("name", ["engine/forward.py", "core/elementary.py"])

@@ -1,4 +1,4 @@
-"""From the output layer's deltas to those of every hidden layer, quantised for each product."""
+"""From the output layer's deltas to those of each thread's units, quantised for each product."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import numpy as np
 from stages.core import exact
 from stages.engine.compiler import exact_kernel, kernel
 from stages.engine.forward import ANCHOR32, ANCHOR64
-from stages.engine.layout import BLOCK, LANES
+from stages.engine.layout import NARROW
 from stages.engine.parallel import DELTAS_TOO_LARGE, WEIGHTS_TOO_LARGE, fail
-from stages.engine.products import ZERO, combine_rows, dot, matrix, tiles_of
-from stages.engine.vectors import four_dots
+from stages.engine.products import ZERO, combine_64, dot, fill, matrix, tiles_of
+from stages.engine.vectors import float_of_bits, four_dots
 
+CACHED = 16384  # deltas that the second cache holds well
 OUTPUT_DELTA_ANCHOR = ANCHOR64 * exact.OUTPUT_DELTA_QUANTUM
 
 
@@ -32,26 +33,31 @@ def cross_entropy_derivative(probabilities, targets, quantise):
 
 
 @kernel
-def output_to_hidden(network, w, buffers, count, first, last):
-    """Compute the last hidden layer's deltas of the units `first` to `last`."""
+def output_to_hidden(network, w, buffers, count, rank):
+    """Compute the last hidden layer's deltas of this thread's units, NARROW at a time."""
     output = len(network.inputs) - 1
-    classes, stride = network.outputs[output], network.stride[output]
-    o, width = buffers.hidden[output - 1], network.stride[output - 1]
-    W = matrix(w, network.W[output], network.inputs[output], stride)
+    classes, stride = network.outputs[output], network.stride[output, rank]
+    units = network.edges[output - 1, rank + 1] - network.edges[output - 1, rank]
+    o, width = network.hidden[output - 1, rank], network.stride[output - 1, rank]
+    W = matrix(w, network.W[output, rank], units, stride)
     deltas = matrix(buffers.delta, o, count, width)
     activations = matrix(buffers.activations, o, count, width)
-    columns = (last - first + LANES - 1) // LANES * LANES
-    transposed, product = np.zeros(classes * columns), np.empty(count * columns)
-    for unit in range(first, last):
+    block, products = buffers.wide_block[rank], classes * NARROW
+    flat = buffers.logits.reshape(-1)
+    for left in range(0, units, NARROW):
+        right = min(left + NARROW, units)
         for c in range(classes):
-            transposed[c * columns + unit - first] = W[unit, c]
-    combine_rows(
-        product, 0, transposed, 0, columns, columns, buffers.class_indices, buffers.logits,
-        buffers.class_bounds, 1, 0, count,
-    )  # fmt: skip
-    products = matrix(product, 0, count, columns)
-    for i in range(count):
-        mask_deltas(deltas[i, first:last], activations[i, first:last], products[i])
+            for unit in range(left, right):
+                block[c * NARROW + unit - left] = W[unit, c]
+        for i in range(count):
+            begin = i * stride
+            combine_64(
+                block, products, block, 0, NARROW, None, flat, begin, begin + classes, False
+            )
+            mask_deltas(
+                deltas[i, left:right], activations[i, left:right],
+                block[products : products + right - left],
+            )  # fmt: skip
 
 
 @kernel
@@ -62,58 +68,81 @@ def mask_deltas(delta, activations, product):
 
 
 @kernel
-def hidden_to_hidden(network, w, buffers, layer, count, first, last):
-    """Compute the deltas of the units `first` to `last` that feed a hidden layer."""
-    stride, width = network.stride[layer], network.stride[layer - 1]
-    W, above = network.W[layer], buffers.hidden[layer]
+def hidden_to_hidden(network, w, buffers, layer, count, rank):
+    """Compute what this thread's units of a hidden layer add to the deltas of the layer below."""
+    columns, stride = network.columns[layer, rank], network.stride[layer, rank]
+    W, above = network.W[layer, rank], network.hidden[layer, rank]
     deltas_above = matrix(buffers.per_sample, above, count, stride)
-    deltas = matrix(buffers.delta, buffers.hidden[layer - 1], count, width)
-    columns, indices, values = network.columns[layer], buffers.column_indices, buffers.column_values
-    places, ends = buffers.column_places, buffers.column_bounds[:, tiles_of(count)]
-    rows = max(4, 4 * BLOCK // stride)
-    for unit in range(first, last):
-        places[unit] = buffers.column_bounds[unit, 0]
-    for top in range(0, count, rows):
-        bottom = min(top + rows, count)
-        for i in range(top, bottom):
+    indices, bounds = buffers.column_indices, buffers.column_bounds[layer]
+    places, tiles, rows = buffers.column_places[rank], tiles_of(count), max(4, CACHED // stride)
+    for unit in range(network.inputs[layer]):
+        places[unit] = bounds[unit, 0]
+    for other in range(len(buffers.partial)):
+        first, last = network.edges[layer - 1, other], network.edges[layer - 1, other + 1]
+        width = network.stride[layer - 1, other]
+        o = network.hidden[layer - 1, other] - network.hidden[layer - 1, 0]
+        partial = matrix(buffers.partial[rank], o, count, width)
+        for top in range(0, count, rows):
+            bottom = min(top + rows, count)
             for unit in range(first, last):
-                deltas[i, unit] = ZERO
-        for unit in range(first, last):
-            start, k, end = W + unit * stride, places[unit], ends[unit]
-            row = w[start : start + columns]
-            while k + 3 < end and indices[k + 3] < bottom:
-                products = four_dots(
-                    buffers.per_sample, above + indices[k] * stride,
-                    above + indices[k + 1] * stride, above + indices[k + 2] * stride,
-                    above + indices[k + 3] * stride, w, start, columns,
-                )  # fmt: skip
-                for n in range(4):
-                    if values[k + n] > ZERO:
-                        deltas[indices[k + n], unit] = products[n]
-                k += 4
-            while k < end and indices[k] < bottom:
-                if values[k] > ZERO:
-                    deltas[indices[k], unit] = dot(deltas_above[indices[k], :columns], row)
-                k += 1
-            places[unit] = k
+                start, k, end = W + unit * stride, places[unit], bounds[unit, tiles]
+                row = w[start : start + columns]
+                while k + 3 < end and indices[k + 3] < bottom:
+                    products = four_dots(
+                        buffers.per_sample, above + indices[k] * stride,
+                        above + indices[k + 1] * stride, above + indices[k + 2] * stride,
+                        above + indices[k + 3] * stride, w, start, columns,
+                    )  # fmt: skip
+                    for n in range(4):
+                        partial[indices[k + n], unit - first] = products[n]
+                    k += 4
+                while k < end and indices[k] < bottom:
+                    product = dot(deltas_above[indices[k], :columns], row)
+                    partial[indices[k], unit - first] = product
+                    k += 1
+                places[unit] = k
 
 
 @kernel
-def quantise_columns(network, buffers, options, layer, count, first, last):
-    """Quantise a hidden layer's deltas of the units `first` to `last` for the gradient."""
-    o, stride = buffers.hidden[layer], network.stride[layer]
-    deltas = matrix(buffers.delta, o, count, stride)
-    per_unit = matrix(buffers.per_unit, o, count, stride)
-    sums, anchors = np.zeros(last - first), np.zeros(last - first, np.float32)
+def add_partial_deltas(network, buffers, layer, count, rank):
+    """Compute the deltas of this thread's units of a hidden layer from what all threads found."""
+    units = network.edges[layer, rank + 1] - network.edges[layer, rank]
+    o, width = network.hidden[layer, rank], network.stride[layer, rank]
+    deltas = matrix(buffers.delta, o, count, width)
+    activations = matrix(buffers.activations, o, count, width)
+    for other in range(len(buffers.partial)):
+        partial = matrix(buffers.partial[other], o - network.hidden[layer, 0], count, width)
+        for i in range(count):
+            add_partial(deltas[i, :units], partial[i], other == 0)
+    for i in range(count):
+        mask_deltas(deltas[i, :units], activations[i], deltas[i])
+
+
+@kernel
+def add_partial(total, found, first):
+    """Add one thread's part."""
+    for j in range(len(total)):
+        total[j] = found[j] if first else total[j] + found[j]
+
+
+@kernel
+def quantise_columns(network, buffers, options, layer, count, rank):
+    """Quantise a hidden layer's deltas of this thread's units for the gradient."""
+    o, stride = network.hidden[layer, rank], network.stride[layer, rank]
+    deltas, per_unit = matrix(buffers.delta, o, count, stride), buffers.per_unit
+    quantised = matrix(per_unit, o, count, stride)
+    sums, anchors = buffers.wide_block[rank, :stride], buffers.block[rank, :stride]
+    fill(sums, 0, stride, 0.0)
+    fill(anchors, 0, stride, ZERO)
     if options.quantise:
-        add_wide_magnitudes(sums, deltas[:, first:last])
-        for j in range(len(sums)):
+        add_wide_magnitudes(sums, deltas)
+        for j in range(stride):
             if not sums[j] < exact.DELTA_SUM_BOUND:
                 fail(buffers.control, DELTAS_TOO_LARGE, layer)
             quantum = power_of_two_above(sums[j] / network.budget[layer])
             anchors[j] = ANCHOR32 * np.float32(quantum)
     for i in range(count):
-        round_by_column(per_unit[i, first:last], deltas[i, first:last], anchors)
+        round_by_column(quantised[i], deltas[i], anchors)
 
 
 @exact_kernel
@@ -138,21 +167,36 @@ def round_by_column(out, row, anchors):
 
 
 @kernel
-def quantise_rows(network, parameters, buffers, options, layer, first, last):
-    """Quantise a hidden layer's deltas of the samples `first` to `last` for the layer below."""
-    o, stride = buffers.hidden[layer] + first * network.stride[layer], network.stride[layer]
-    deltas = matrix(buffers.delta, o, last - first, stride)
-    per_sample = matrix(buffers.per_sample, o, last - first, stride)
+def find_maxima(network, buffers, layer, count, rank):
+    """Find the largest absolute delta of this thread's units, for each sample."""
+    stride = network.stride[layer, rank]
+    deltas = matrix(buffers.delta, network.hidden[layer, rank], count, stride)
+    for i in range(count):
+        buffers.row_maxima[rank, i] = largest_magnitude(deltas[i])
+
+
+@kernel
+def quantise_rows(network, parameters, buffers, options, layer, count, rank):
+    """Quantise a hidden layer's deltas of this thread's units for the layer below."""
+    o, stride = network.hidden[layer, rank], network.stride[layer, rank]
+    deltas = matrix(buffers.delta, o, count, stride)
+    per_sample = matrix(buffers.per_sample, o, count, stride)
     row_sum = 0.0
-    for rank in range(options.threads):
-        row_sum = max(row_sum, parameters.row_sums[rank, layer])
+    for row in range(network.inputs[layer]):
+        total = 0.0
+        for other in range(options.threads):
+            total += parameters.row_sums[other, layer, row]
+        row_sum = max(row_sum, total)
     levels = 2.0**24 * parameters.quanta[layer] / power_of_two_above(row_sum)
     if options.quantise and not levels > 2.0:
         fail(buffers.control, WEIGHTS_TOO_LARGE, layer)
-    for i in range(last - first):
+    for i in range(count):
         anchor = ZERO
         if options.quantise:
-            quantum = power_of_two_above(np.float64(largest_magnitude(deltas[i]))) / levels
+            largest = ZERO
+            for other in range(options.threads):
+                largest = max(largest, buffers.row_maxima[other, i])
+            quantum = power_of_two_above(np.float64(largest)) / levels
             anchor = ANCHOR32 * np.float32(max(quantum, exact.FINEST_ROW_QUANTUM))
         round_row(per_sample[i], deltas[i], anchor)
 
@@ -167,7 +211,7 @@ def largest_magnitude(row):
     bits, largest = row.view(np.int32), np.int32(0)
     for j in range(len(bits)):
         largest = max(largest, bits[j] & np.int32(0x7FFFFFFF))
-    return np.array([largest], np.int32).view(np.float32)[0]
+    return float_of_bits(largest)
 
 
 @kernel

@@ -150,10 +150,15 @@ class KernelCache(NullCache):
 
 Kernel = Callable[[Callable[..., Any]], Callable[..., Any]]
 
-kernel: Kernel = numba.njit(nogil=True, error_model="numpy")
+# Without NRT, Numba counts no references to arrays. Each count is an atomic addition to a cache line
+# that all threads share, for every view of an array. So a kernel allocates nothing.
+kernel: Kernel = numba.njit(nogil=True, error_model="numpy", _nrt=False)
+
+inlined_kernel: Kernel = numba.njit(nogil=True, error_model="numpy", _nrt=False, inline="always")
+"""For what returns a view of an array, as a kernel can only where it is inlined."""
 
 exact_kernel: Kernel = numba.njit(
-    nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"}
+    nogil=True, error_model="numpy", _nrt=False, fastmath={"reassoc", "contract", "nsz"}
 )
 """For exact sums alone: neither their order nor fusing changes a bit of them."""
 

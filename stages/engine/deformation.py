@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-from stages.core.augmentation import GROUP, NOISE_LEVELS
+from stages.core import Array
+from stages.core.augmentation import GROUP, NOISE_LEVELS, Deformations
 from stages.engine.compiler import entry_kernel, exact_kernel, kernel
+from stages.engine.layout import SparseImages
 from stages.engine.products import compress
 
 
@@ -85,8 +89,23 @@ def interpolate(pixels, x, y, thickness, out):
                 total[i] = np.uint8(np.rint(value))
 
 
-@entry_kernel
-def deform(images, order, start, shape, deformations, elastic, down, along, deformed, keep_zeros):
+class Group(NamedTuple):
+    """What a group's deformation needs: coordinates, noise, pixels with a dark edge, the result."""
+
+    x: Array
+    y: Array
+    x_noise: Array
+    y_noise: Array
+    middle: Array
+    pixels: Array
+    deformed: Array
+    image: Array
+
+
+def deform(
+    images: Array, order: Array, start: int, shape: tuple[int, int], deformations: Deformations,
+    elastic: float, down: Array, along: Array, deformed: SparseImages, keep_zeros: bool,
+) -> None:  # fmt: skip
     """Deform the images `order[start]`, ... in groups, each with the next deformation.
 
     Args:
@@ -102,29 +121,42 @@ def deform(images, order, start, shape, deformations, elastic, down, along, defo
         keep_zeros: whether that holds dark pixels, too.
     """
     height, width = shape
-    x, y, middle = np.empty(shape), np.empty(shape), np.empty(shape)
-    x_noise, y_noise = np.empty(shape), np.empty(shape)
-    pixels = np.zeros((height + 2, width + 2, GROUP), np.float32)
-    out = np.empty((height * width, GROUP), np.uint8)
-    target = np.empty(height * width, np.uint8)
+    room = Group(
+        *(np.empty(shape) for _ in range(5)),
+        pixels=np.zeros((height + 2, width + 2, GROUP), np.float32),
+        deformed=np.empty((height * width, GROUP), np.uint8),
+        image=np.empty(height * width, np.uint8),
+    )
+    deform_groups(
+        room, images, order, start, deformations, elastic, down, along, deformed, keep_zeros
+    )
+
+
+@entry_kernel
+def deform_groups(
+    room, images, order, start, deformations, elastic, down, along, deformed, keep_zeros
+):
+    """Do that."""
+    height, width = room.x.shape
+    x, y, pixels, image = room.x, room.y, room.pixels, room.image
     for group in range(len(deformations.thickness)):
         first = start + group * GROUP
         last = min(first + GROUP, len(order))
         for n in range(first, last):
-            image = images[order[n]]
+            source = images[order[n]]
             for row in range(height):
                 for column in range(width):
-                    pixels[row + 1, column + 1, n - first] = image[row * width + column]
+                    pixels[row + 1, column + 1, n - first] = source[row * width + column]
         if elastic != 0.0:
-            smooth(deformations.x_noise[group], down, along, middle, x_noise)
-            smooth(deformations.y_noise[group], down, along, middle, y_noise)
-        displace(x, y, deformations, group, elastic, x_noise, y_noise)
-        interpolate(pixels, x, y, deformations.thickness[group], out)
+            smooth(deformations.x_noise[group], down, along, room.middle, room.x_noise)
+            smooth(deformations.y_noise[group], down, along, room.middle, room.y_noise)
+        displace(x, y, deformations, group, elastic, room.x_noise, room.y_noise)
+        interpolate(pixels, x, y, deformations.thickness[group], room.deformed)
         for n in range(first, last):
             for p in range(height * width):
-                target[p] = out[p, n - first]
+                image[p] = room.deformed[p, n - first]
             row = n % len(deformed.bounds)
             compress(
-                target, row * len(target), deformed.pixels, deformed.brightness,
+                image, 0, row * len(image), deformed.pixels, deformed.brightness,
                 deformed.bounds[row], keep_zeros,
             )  # fmt: skip

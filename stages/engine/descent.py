@@ -1,4 +1,4 @@
-"""The update of `Descent`, and the quanta of the weights, over any rows of them."""
+"""The update of `Descent`, and the quanta of the weights, over any rows of a thread's part."""
 
 from __future__ import annotations
 
@@ -90,24 +90,33 @@ def update(parameters, gradient, options, plan, n, start, stop, weights):
 
 
 @kernel
+def rows_of(network, layer, rank):
+    """Return how many rows of a layer's W this thread has a part of."""
+    if layer < len(network.inputs) - 1:
+        return network.inputs[layer]
+    return network.edges[layer - 1, rank + 1] - network.edges[layer - 1, rank]
+
+
+@kernel
 def quantise_weights(network, parameters, options, layer, rank, first, last):
-    """Quantise the rows `first` to `last` of a layer's W, and add up their absolute values."""
-    stride, units = network.stride[layer], network.units[layer]
-    start = network.W[layer] + first * stride
-    stop = network.W[layer] + last * stride
+    """Quantise the rows `first` to `last` of this thread's part of a layer's W.
+
+    Their absolute values are added to the sums over each column.
+    """
+    stride = network.stride[layer, rank]
+    start = network.W[layer, rank] + first * stride
+    stop = network.W[layer, rank] + last * stride
     anchor = ZERO
     if options.quantise:
         anchor = ANCHOR32 * np.float32(parameters.quanta[layer])
     round_row(parameters.quantised[start:stop], parameters.w[start:stop], anchor)
     if not options.quantise:
         return
-    sums = parameters.column_sums[rank, units : units + stride]
     rows = matrix(parameters.quantised, start, last - first, stride)
-    add_magnitudes(sums, rows)
+    add_magnitudes(parameters.column_sums[rank, layer, :stride], rows)
     if 0 < layer < len(network.inputs) - 1:
         for row in range(len(rows)):
-            total = row_magnitude(rows[row])
-            parameters.row_sums[rank, layer] = max(parameters.row_sums[rank, layer], total)
+            parameters.row_sums[rank, layer, first + row] = row_magnitude(rows[row])
 
 
 @exact_kernel
@@ -122,42 +131,65 @@ def row_magnitude(row):
 @kernel
 def clear_sums(network, parameters, layer, rank):
     """Begin new sums of a layer's absolute weights."""
-    units = network.units[layer]
-    fill(parameters.column_sums[rank], units, units + network.stride[layer], ZERO)
-    parameters.row_sums[rank, layer] = 0.0
+    fill(parameters.column_sums[rank, layer], 0, network.stride[layer, rank], ZERO)
+
+
+@kernel
+def check_bounds(network, parameters, buffers, options, layer, rank):
+    """Note whether a column of this thread's part of a hidden layer's W exceeds its bound."""
+    bound = network.weight_bound[layer] * parameters.quanta[layer]
+    exceeded = False
+    if options.quantise and layer < len(network.inputs) - 1:
+        for unit in range(network.edges[layer, rank + 1] - network.edges[layer, rank]):
+            total = np.float64(parameters.column_sums[rank, layer, unit])
+            if not total <= bound:
+                exceeded = True
+                if not total < np.inf:
+                    fail(buffers.control, WEIGHTS_TOO_LARGE, layer)
+    parameters.exceeded[rank, layer] = exceeded
+
+
+@kernel
+def check_output_bounds(network, parameters, buffers, options):
+    """Fail if a column of the output layer's W exceeds its bound."""
+    output = len(network.inputs) - 1
+    bound = network.weight_bound[output] * parameters.quanta[output]
+    for c in range(network.outputs[output]):
+        total = 0.0
+        for other in range(options.threads):
+            total += np.float64(parameters.column_sums[other, output, c])
+        if not total <= bound:
+            fail(buffers.control, WEIGHTS_TOO_LARGE, output)
 
 
 @kernel
 def enforce_bounds(network, parameters, buffers, options, rank):
     """Coarsen the weights' quanta until their bounds hold: `Exact.quantise_weights`.
 
-    Every thread sees the same sums and so decides the same.
+    Every thread sees the same flags and so decides the same.
     """
-    layers = len(network.inputs)
-    while options.quantise:
-        exceeded, count = np.zeros(layers, np.bool_), 0
-        for layer in range(layers):
-            start = network.units[layer]
-            for unit in range(start, start + network.outputs[layer]):
-                total = 0.0
-                for other in range(options.threads):
-                    total += np.float64(parameters.column_sums[other, unit])
-                if not total <= network.weight_bound[layer] * parameters.quanta[layer]:
-                    exceeded[layer] = True
-                    count += 1
-                    if layer == layers - 1 or not total < np.inf:
-                        fail(buffers.control, WEIGHTS_TOO_LARGE, layer)
+    if not options.quantise:
+        return
+    check_output_bounds(network, parameters, buffers, options)
+    while True:
+        count = 0
+        for other in range(options.threads):
+            for layer in range(len(network.inputs) - 1):
+                count += np.int64(parameters.exceeded[other, layer])
         if count == 0 or barrier(buffers.control, options.threads) != RUNNING:
             return
-        for layer in range(layers):
-            if exceeded[layer] and rank == 0:
+        for layer in range(len(network.inputs) - 1):
+            exceeded = False
+            for other in range(options.threads):
+                exceeded |= parameters.exceeded[other, layer]
+            if exceeded and rank == 0:
                 parameters.quanta[layer] *= 2.0
         if barrier(buffers.control, options.threads) != RUNNING:
             return
-        for layer in range(layers):
-            if exceeded[layer]:
-                clear_sums(network, parameters, layer, rank)
-                first, last = network.rows[layer, rank], network.rows[layer, rank + 1]
-                quantise_weights(network, parameters, options, layer, rank, first, last)
+        for layer in range(len(network.inputs) - 1):
+            clear_sums(network, parameters, layer, rank)
+            rows = rows_of(network, layer, rank)
+            quantise_weights(network, parameters, options, layer, rank, 0, rows)
+            check_bounds(network, parameters, buffers, options, layer, rank)
         if barrier(buffers.control, options.threads) != RUNNING:
             return

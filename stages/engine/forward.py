@@ -1,4 +1,4 @@
-"""From pixels to probabilities, each thread taking some samples through all layers."""
+"""From pixels to probabilities: each thread computes its units, then adds up some samples' logits."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import numpy as np
 
 from stages.core import elementary, exact
 from stages.engine.compiler import kernel
+from stages.engine.layout import LANES
+from stages.engine.parallel import RUNNING, barrier
 from stages.engine.products import (
     ZERO,
+    combine_16,
     combine_rows,
     compress,
-    gather_pixels,
+    gather_images,
     matrix,
     tiles_of,
+    widen,
 )
 
 ANCHOR32 = exact.ANCHORS[np.dtype(np.float32)]
@@ -80,43 +84,90 @@ def softmax(logits, b, samples, n, quantise):
 
 
 @kernel
-def forward(network, w, buffers, options, samples, start, first, last, mask_row):
-    """Take the samples `first` to `last` of a micro-batch from pixels to probabilities.
-
-    `w` are the parameters, W quantised; `start` is the micro-batch's place in the epoch's order,
-    `mask_row` the one of its first sample among the masks.
-    """
-    indices, values, keep_zeros = buffers.indices, buffers.values, options.keep_zeros
-    for i in range(first, last):
-        begin = i * network.inputs[0]
-        row = samples.rows[start + i]
-        gather_pixels(samples.images, row, begin, indices, values, buffers.bounds[0, i])
-    mask, output = 0, len(network.inputs) - 1
-    for layer in range(output):
-        stride, units = network.stride[layer], network.outputs[layer]
-        o = buffers.hidden[layer] + first * stride
+def compute_units(network, w, buffers, options, samples, start, count, mask_row, layer, rank):
+    """Compute a hidden layer's activations of this thread's units, for `count` samples."""
+    first, last = network.edges[layer, rank], network.edges[layer, rank + 1]
+    o, W, stride = network.hidden[layer, rank], network.W[layer, rank], network.stride[layer, rank]
+    columns = network.columns[layer, rank]
+    if layer == 0:
+        gather_images(buffers, samples, start, count, rank)
         combine_rows(
-            buffers.activations, o, w, network.W[layer], stride, network.columns[layer], indices,
-            values, buffers.bounds[layer], tiles_of(network.inputs[layer]), first, last,
+            buffers.activations, o, w, W, stride, columns, buffers.pixels[rank],
+            buffers.brightness[rank], buffers.image_bounds[rank], tiles_of(network.inputs[0]),
+            buffers.samples, 0, count, False,
         )  # fmt: skip
-        b = w[network.b[layer] : network.b[layer] + units]
-        saturation, quantum = network.saturation[layer + 1], network.quantum[layer + 1]
-        activations = matrix(buffers.activations, o, last - first, stride)
-        for i in range(first, last):
-            a = activations[i - first, :units]
-            activate(a, b, saturation, quantum)
-            if options.dropout:
-                keep_units(a, samples.masks[mask_row + i, mask : mask + units])
-            begin = network.sparse[layer + 1] + i * units
-            bounds = buffers.bounds[layer + 1, i]
-            compress(a, begin, indices, values, bounds, keep_zeros)
-        mask += units
-    stride, classes = network.stride[output], network.outputs[output]
-    combine_rows(
-        buffers.logits, first * stride, w, network.W[output], stride, stride, indices, values,
-        buffers.bounds[output], tiles_of(network.inputs[output]), first, last,
-    )  # fmt: skip
-    logits = matrix(buffers.logits, first * stride, last - first, stride)
+    else:
+        more = False
+        for other in range(options.threads):
+            tiles = tiles_of(network.edges[layer - 1, other + 1] - network.edges[layer - 1, other])
+            combine_rows(
+                buffers.activations, o, w, W, stride, columns, buffers.indices, buffers.values,
+                buffers.bounds[layer, other], tiles, buffers.samples, 0, count, more,
+            )  # fmt: skip
+            more |= tiles > 0  # a thread may have no units
+    b = w[network.b[layer] + first : network.b[layer] + last]
+    saturation, quantum = network.saturation[layer + 1], network.quantum[layer + 1]
+    activations = matrix(buffers.activations, o, count, stride)
+    mask = first
+    for lower in range(layer):
+        mask += network.outputs[lower]
+    for i in range(count):
+        a = activations[i, : last - first]
+        activate(a, b, saturation, quantum)
+        if options.dropout:
+            keep_units(a, samples.masks[mask_row + i, mask : mask + last - first])
+    if layer + 1 < len(network.inputs) - 1:
+        for i in range(count):
+            begin = network.sparse[layer + 1] + i * network.outputs[layer] + first
+            compress(
+                activations[i, : last - first], first, begin, buffers.indices, buffers.values,
+                buffers.bounds[layer + 1, rank, i], options.keep_zeros,
+            )  # fmt: skip
+
+
+@kernel
+def compute_logits(network, w, buffers, count, rank):
+    """Compute what this thread's units add to the logits of `count` samples."""
+    output = len(network.inputs) - 1
+    stride, W = network.stride[output, rank], network.W[output, rank]
+    units = network.edges[output - 1, rank + 1] - network.edges[output - 1, rank]
+    o, between = network.hidden[output - 1, rank], network.stride[output - 1, rank]
+    logits, weights = buffers.partial_logits[rank].reshape(-1), buffers.wide_weights[rank]
+    a = buffers.wide_block[rank, :units]
+    widen(weights, w[W : W + units * stride])
+    for i in range(count):
+        widen(a, buffers.activations[o : o + units])
+        for column in range(0, stride, LANES):
+            combine_16(
+                logits, i * stride + column, weights, column, stride, None, a, 0, units, False
+            )
+        o += between
+
+
+@kernel
+def forward(network, w, buffers, options, samples, start, count, mask_row, rank):
+    """Take some samples from pixels to probabilities; return whether all threads still run.
+
+    `w` are the parameters, W quantised; the samples are `count` of the epoch's order from `start`
+    on, `mask_row` is the first one's row among the masks. Each thread returns with the
+    probabilities of some of the samples computed, `count * rank // threads` and following.
+    """
+    control, threads, output = buffers.control, options.threads, len(network.inputs) - 1
+    for layer in range(output):
+        compute_units(network, w, buffers, options, samples, start, count, mask_row, layer, rank)
+        if layer + 1 < output and barrier(control, threads) != RUNNING:
+            return False
+    compute_logits(network, w, buffers, count, rank)
+    if barrier(control, threads) != RUNNING:
+        return False
+    classes = network.outputs[output]
     b = w[network.b[output] : network.b[output] + classes]
-    for i in range(first, last):
-        softmax(logits[i - first, :classes], b, samples, start + i, options.quantise)
+    for i in range(count * rank // threads, count * (rank + 1) // threads):
+        logits = buffers.logits[i, :classes]
+        for c in range(classes):
+            logits[c] = buffers.partial_logits[0, i, c]
+        for other in range(1, threads):
+            for c in range(classes):
+                logits[c] += buffers.partial_logits[other, i, c]
+        softmax(logits, b, samples, start + i, options.quantise)
+    return True

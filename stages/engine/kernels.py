@@ -1,8 +1,8 @@
-"""The compiled training step, divided among threads in two ways.
+"""The compiled training step.
 
-Forward, each thread takes some samples through all layers. Backward, each takes some rows of every
-W: it computes the deltas of the units that feed these rows, then the rows' gradients, and updates
-them at once. Barriers separate the two.
+Each thread has units of its own in every hidden layer, from one step to the next. Between barriers
+threads exchange what each adds to the logits, the output layer's deltas, and in networks of several
+hidden layers their activations and what each adds to the deltas of the layer below.
 """
 
 from __future__ import annotations
@@ -10,16 +10,25 @@ from __future__ import annotations
 import numpy as np
 
 from stages.engine.backward import (
+    add_partial_deltas,
     cross_entropy_derivative,
+    find_maxima,
     hidden_to_hidden,
     output_to_hidden,
     quantise_columns,
     quantise_rows,
 )
 from stages.engine.compiler import entry_kernel, kernel
-from stages.engine.descent import clear_sums, enforce_bounds, quantise_weights, update
+from stages.engine.descent import (
+    check_bounds,
+    clear_sums,
+    enforce_bounds,
+    quantise_weights,
+    rows_of,
+    update,
+)
 from stages.engine.forward import forward
-from stages.engine.layout import BLOCK, BLOCK_ROWS
+from stages.engine.layout import BLOCK_ROWS, LANES, TILE
 from stages.engine.parallel import RUNNING, STATUS, barrier
 from stages.engine.products import (
     ZERO,
@@ -29,150 +38,198 @@ from stages.engine.products import (
     copy,
     fill,
     matrix,
+    prefetch_images,
+    scatter_16,
+    scatter_rows,
+    tiles_at_once,
     tiles_of,
     transpose,
+    widen,
 )
 from stages.engine.vectors import atomic_load
 
 
 @kernel
-def accumulated(gradient, found, plan, n):
-    """Return the gradient of a batch so far, float32: `training.accumulated`.
+def accumulate(total, found, earlier, plan, n):
+    """Compute the gradient of a batch so far, float32: `training.accumulated`.
 
-    Only a batch of several micro-batches needs the room for it.
+    `earlier` is that of the batch's earlier micro-batches, and becomes that of the next one.
     """
-    if plan.first[n] and plan.last[n]:
-        return found
     if plan.first[n]:
-        copy(gradient, found)
+        for j in range(len(found)):
+            total[j] = np.float32(found[j])
     else:
         for j in range(len(found)):
-            gradient[j] += found[j]
-    return gradient
+            total[j] = np.float32(earlier[j] + found[j])
+    if not plan.last[n]:
+        copy(earlier, total[: len(found)])
 
 
 @kernel
-def accumulated_wide(gradient, found, first):
-    """Return the same from what was found in float64, rounded once."""
-    for j in range(len(found)):
-        gradient[j] = np.float32(found[j] if first else gradient[j] + found[j])
-    return gradient
+def pixel_gradients(network, buffers, count, top, bottom, block, rank):
+    """Find the gradients of this thread's part of the first W, of the pixels `top` to `bottom`."""
+    stride = network.stride[0, rank]
+    fill(block, 0, (bottom - top) * stride, ZERO)
+    scatter_rows(
+        block, stride, network.columns[0, rank], buffers.pixels[rank], buffers.brightness[rank],
+        buffers.image_bounds[rank], top // TILE, tiles_of(bottom), count, buffers.per_unit,
+        network.hidden[0, rank],
+    )  # fmt: skip
+
+
+@kernel
+def hidden_gradients(network, buffers, layer, count, top, bottom, block, rank):
+    """Find the gradients of some rows of this thread's part of a W between hidden layers."""
+    stride, columns = network.stride[layer, rank], network.columns[layer, rank]
+    combine_rows(
+        block, 0, buffers.per_unit, network.hidden[layer, rank], stride, columns,
+        buffers.column_indices, buffers.column_values, buffers.column_bounds[layer],
+        tiles_of(count), buffers.units, top, bottom, False,
+    )  # fmt: skip
+    for row in range(bottom - top):
+        fill(block, row * stride + columns, (row + 1) * stride, ZERO)
+
+
+@kernel
+def output_gradients(network, buffers, count, top, bottom, block, rank):
+    """Find the gradients of some rows of this thread's part of the last W, float64."""
+    output = len(network.inputs) - 1
+    stride, width = network.stride[output, rank], network.stride[output - 1, rank]
+    begin, deltas = network.hidden[output - 1, rank], buffers.logits.reshape(-1)
+    size, rows = (bottom - top) * stride, bottom - top
+    fill(block, 0, size, 0.0)
+    a = block[size : size + rows]
+    for i in range(count):
+        widen(a, buffers.activations[begin + top : begin + bottom])
+        for column in range(0, stride, LANES):
+            scatter_16(block, column, stride, None, a, 0, rows, deltas, i * stride + column)
+        begin += width
 
 
 @kernel
 def learn_weights(network, parameters, buffers, options, plan, n, layer, rank):
-    """Find the gradient of this thread's rows of W, and update them if the batch ends."""
-    first, last = network.rows[layer, rank], network.rows[layer, rank + 1]
-    output, stride = len(network.inputs) - 1, network.stride[layer]
+    """Find the gradient of this thread's part of a layer's W, and update it if the batch ends."""
+    count = plan.stop[n] - plan.start[n]
+    output, stride, W = len(network.inputs) - 1, network.stride[layer, rank], network.W[layer, rank]
+    block, wide_block = buffers.block[rank], buffers.wide_block[rank]
+    rows, at_once = rows_of(network, layer, rank), TILE
+    if layer == 0:
+        at_once *= tiles_at_once(network.columns[0, rank])
+    elif layer < output:
+        at_once = BLOCK_ROWS
     if plan.last[n]:
         clear_sums(network, parameters, layer, rank)
-    rows, columns = max(BLOCK_ROWS, BLOCK // stride), network.columns[layer]
-    indices, values = buffers.column_indices, buffers.column_values
-    bounds, tiles = buffers.column_bounds, tiles_of(plan.stop[n] - plan.start[n])
-    for top in range(first, last, rows):
-        bottom = min(top + rows, last)
-        start = network.W[layer] + top * stride
-        stop = network.W[layer] + bottom * stride
-        gradient = parameters.gradient[start:stop]
+    for top in range(0, rows, at_once):
+        bottom = min(top + at_once, rows)
+        first, last = W + top * stride, W + bottom * stride
+        size, earlier = last - first, parameters.gradient[first:last]
         if layer == output:
-            wide = buffers.wide_block[rank, : stop - start]
-            combine_rows(
-                wide, 0, buffers.logits, 0, stride, stride, indices, values, bounds, tiles,
-                top, bottom,
-            )  # fmt: skip
-            gradient = accumulated_wide(gradient, wide, plan.first[n])
+            output_gradients(network, buffers, count, top, bottom, wide_block, rank)
+            accumulate(block, wide_block[:size], earlier, plan, n)
+        elif layer > 0:
+            hidden_gradients(network, buffers, layer, count, top, bottom, block, rank)
         else:
-            block = buffers.block[rank, : stop - start]
-            combine_rows(
-                block, 0, buffers.per_unit, buffers.hidden[layer], stride, columns, indices, values,
-                bounds, tiles, top, bottom,
-            )  # fmt: skip
-            for row in range(bottom - top):
-                fill(block, row * stride + columns, (row + 1) * stride, ZERO)
-            gradient = accumulated(gradient, block, plan, n)
+            pixel_gradients(network, buffers, count, top, bottom, block, rank)
+        if layer < output and not (plan.first[n] and plan.last[n]):
+            accumulate(block, block[:size], earlier, plan, n)
         if plan.last[n]:
-            update(parameters, gradient, options, plan, n, start, stop, np.bool_(True))
+            update(parameters, block, options, plan, n, first, last, np.bool_(True))
             quantise_weights(network, parameters, options, layer, rank, top, bottom)
+    if plan.last[n]:
+        check_bounds(network, parameters, buffers, options, layer, rank)
 
 
 @kernel
-def learn_biases(network, parameters, buffers, options, plan, n, layer, first, last):
-    """Find the gradient of the biases of units `first` to `last`, and update them at batch end."""
-    count, stride = plan.stop[n] - plan.start[n], network.stride[layer]
-    start, stop = network.b[layer] + first, network.b[layer] + last
-    gradient = parameters.gradient[start:stop]
-    if layer == len(network.inputs) - 1:
-        deltas, wide_sums = matrix(buffers.logits, 0, count, stride), np.zeros(last - first)
-        add_rows(wide_sums, deltas[:, first:last])
-        gradient = accumulated_wide(gradient, wide_sums, plan.first[n])
+def learn_biases(network, parameters, buffers, options, plan, n, layer, rank):
+    """Find the gradient of this thread's biases of a layer, and update them if the batch ends."""
+    count, stride = plan.stop[n] - plan.start[n], network.stride[layer, rank]
+    output, start, units = len(network.inputs) - 1, network.b[layer], network.outputs[layer]
+    if layer < output:
+        start += network.edges[layer, rank]
+        units = network.edges[layer, rank + 1] - network.edges[layer, rank]
+    stop, block = start + units, buffers.block[rank]
+    if layer == output:
+        sums = buffers.wide_block[rank, :units]
+        fill(sums, 0, units, 0.0)
+        add_rows(sums, buffers.logits[:count])
+        accumulate(block, sums, parameters.gradient[start:stop], plan, n)
     else:
-        per_unit = matrix(buffers.per_unit, buffers.hidden[layer], count, stride)
-        sums = np.zeros(last - first, np.float32)
-        add_rows(sums, per_unit[:, first:last])
-        gradient = accumulated(gradient, sums, plan, n)
+        sums = block[:units]
+        fill(block, 0, units, ZERO)
+        add_rows(sums, matrix(buffers.per_unit, network.hidden[layer, rank], count, stride))
+        accumulate(block, sums, parameters.gradient[start:stop], plan, n)
     if plan.last[n]:
-        update(parameters, gradient, options, plan, n, start, stop, np.bool_(False))
+        update(parameters, block, options, plan, n, start, stop, np.bool_(False))
+
+
+@kernel
+def backward(network, parameters, buffers, options, samples, plan, n, rank):
+    """From the output layer's deltas to all gradients of this thread; return whether all run."""
+    control, threads, output = buffers.control, options.threads, len(network.inputs) - 1
+    count = plan.stop[n] - plan.start[n]
+    if n + 1 < len(plan.start):
+        prefetch_images(samples, plan.start[n + 1], plan.stop[n + 1])
+    output_to_hidden(network, parameters.quantised, buffers, count, rank)
+    for layer in range(output - 1, -1, -1):
+        quantise_columns(network, buffers, options, layer, count, rank)
+        learn_biases(network, parameters, buffers, options, plan, n, layer, rank)
+        if layer == output - 1:
+            learn_weights(network, parameters, buffers, options, plan, n, output, rank)
+        if layer > 0:
+            find_maxima(network, buffers, layer, count, rank)
+            transpose(network, buffers, layer, count, rank)
+            if barrier(control, threads) != RUNNING:
+                return False
+            quantise_rows(network, parameters, buffers, options, layer, count, rank)
+            hidden_to_hidden(network, parameters.quantised, buffers, layer, count, rank)
+            if barrier(control, threads) != RUNNING:
+                return False
+        learn_weights(network, parameters, buffers, options, plan, n, layer, rank)
+        if layer > 0:
+            add_partial_deltas(network, buffers, layer - 1, count, rank)
+    return True
 
 
 @entry_kernel
 def learn(network, parameters, buffers, options, samples, plan, rank):
     """Take all threads through the micro-batches of a plan; return the status."""
-    control, threads = buffers.control, options.threads
-    output = len(network.inputs) - 1
+    control, threads, output = buffers.control, options.threads, len(network.inputs) - 1
     mask_row = 0
     for n in range(len(plan.start)):
         start, count = plan.start[n], plan.stop[n] - plan.start[n]
-        mine, end = count * rank // threads, count * (rank + 1) // threads
         if plan.first[n]:
             enforce_bounds(network, parameters, buffers, options, rank)
-        forward(
-            network, parameters.quantised, buffers, options, samples, start, mine, end, mask_row
-        )
-        deltas = matrix(buffers.logits, 0, count, network.stride[output])
-        for i in range(mine, end):
+        if not forward(
+            network, parameters.quantised, buffers, options, samples, start, count, mask_row, rank
+        ):
+            break
+        for i in range(count * rank // threads, count * (rank + 1) // threads):
             targets = samples.targets[samples.labels[start + i]]
-            cross_entropy_derivative(deltas[i], targets, options.quantise)
+            cross_entropy_derivative(buffers.logits[i], targets, options.quantise)
         mask_row += count
         if barrier(control, threads) != RUNNING:
             break
+        if not backward(network, parameters, buffers, options, samples, plan, n, rank):
+            break
         if rank == 0:
-            units = network.outputs[output]
-            learn_biases(network, parameters, buffers, options, plan, n, output, rank, units)
-        for layer in range(output, -1, -1):
-            first, last = network.rows[layer, rank], network.rows[layer, rank + 1]
-            transpose(buffers, layer, count, first, last)
-            if layer > 0:
-                if layer == output:
-                    output_to_hidden(network, parameters.quantised, buffers, count, first, last)
-                else:
-                    hidden_to_hidden(
-                        network, parameters.quantised, buffers, layer, count, first, last
-                    )
-                quantise_columns(network, buffers, options, layer - 1, count, first, last)
-                learn_biases(network, parameters, buffers, options, plan, n, layer - 1, first, last)
-            learn_weights(network, parameters, buffers, options, plan, n, layer, rank)
-            if barrier(control, threads) != RUNNING:
-                break
-            if layer > 1:
-                quantise_rows(network, parameters, buffers, options, layer - 1, mine, end)
-                if barrier(control, threads) != RUNNING:
-                    break
-        if atomic_load(control, STATUS) != RUNNING:
+            learn_biases(network, parameters, buffers, options, plan, n, output, rank)
+        if barrier(control, threads) != RUNNING:
             break
     return atomic_load(control, STATUS)
 
 
 @entry_kernel
 def score(network, w, buffers, options, samples, rank):
-    """Classify this thread's part of the samples, in its own rows of the buffers."""
-    threads, rows, count = options.threads, buffers.bounds.shape[1], len(samples.rows)
-    first, last = rows * rank // threads, rows * (rank + 1) // threads
-    position, end = count * rank // threads, count * (rank + 1) // threads
-    no_mask = rows - rows  # unlike the literal 0, of a variable's type: `forward` is compiled once
-    while position < end:
-        stop = min(last, first + end - position)
-        forward(network, w, buffers, options, samples, position - first, first, stop, no_mask)
-        position += stop - first
+    """Classify all samples, a micro-batch at a time."""
+    count, at_once = len(samples.rows), len(buffers.samples)
+    no_mask = count - count  # unlike the literal 0, of a variable's type: `forward` is compiled once
+    for start in range(0, count, at_once):
+        some = min(at_once, count - start)
+        if (
+            not forward(network, w, buffers, options, samples, start, some, no_mask, rank)
+            or barrier(buffers.control, options.threads) != RUNNING
+        ):
+            break
 
 
 @entry_kernel
@@ -181,22 +238,23 @@ def compress_images(dense, images, keep_zeros):
     place = 0
     for n in range(len(dense)):
         place = compress(
-            dense[n], place, images.pixels, images.brightness, images.bounds[n], keep_zeros
+            dense[n], 0, place, images.pixels, images.brightness, images.bounds[n], keep_zeros
         )
 
 
 @entry_kernel
 def begin(network, parameters, buffers, options, rank):
-    """Quantise this thread's rows of every W."""
+    """Quantise this thread's part of every W."""
     for layer in range(len(network.inputs)):
         clear_sums(network, parameters, layer, rank)
-        first, last = network.rows[layer, rank], network.rows[layer, rank + 1]
-        quantise_weights(network, parameters, options, layer, rank, first, last)
+        rows = rows_of(network, layer, rank)
+        quantise_weights(network, parameters, options, layer, rank, 0, rows)
+        check_bounds(network, parameters, buffers, options, layer, rank)
         if rank == 0:
-            start, stop = network.b[layer], network.b[layer] + network.stride[layer]
+            start, stop = network.b[layer], network.b[layer] + network.outputs[layer]
             copy(parameters.quantised[start:stop], parameters.w[start:stop])
-    barrier(buffers.control, options.threads)
-    enforce_bounds(network, parameters, buffers, options, rank)
+    if barrier(buffers.control, options.threads) == RUNNING:
+        enforce_bounds(network, parameters, buffers, options, rank)
 
 
 @entry_kernel

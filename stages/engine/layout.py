@@ -1,7 +1,9 @@
 """What the kernels read and write: flat arrays that all threads share.
 
-All layers' arrays lie one after the other in one array, each row of a W padded with zeros to a
-multiple of `LANES` columns, so that products take whole vectors.
+Each thread owns some units of every hidden layer: their columns of W, the state of these, their
+activations and deltas, and the rows of the output layer's W that they meet. All of one thread's lie
+together, so that threads exchange little but sums. Rows are padded with zeros to a multiple of
+`LANES` columns, so that products take whole vectors.
 """
 
 from __future__ import annotations
@@ -10,43 +12,45 @@ from typing import Any, NamedTuple
 
 from stages.core import Array
 
+CACHE_LINE = 64  # bytes
 LANES = 16
-BLOCK = 4096
-"""Parameters updated together, at least: few enough to stay in a core's first cache."""
+NARROW = 64
+"""Columns of a matrix that are used together."""
 BLOCK_ROWS = 32
-"""Rows of W updated together, at least: enough to use a tile of deltas several times."""
+"""Rows of W updated together: enough to use a tile of deltas several times."""
 TILE = 128
 """Rows of a matrix whose product is taken before that of others, while the cache holds them."""
 
 
 class Network(NamedTuple):
-    """Where each layer's numbers lie in the flat arrays, (layers,) each, and their formats.
+    """Where each thread's part of each layer lies in the flat arrays, and the formats of the layers.
 
     Attributes:
-        inputs: rows of W.
-        outputs: columns of W.
-        columns: outputs, padded to whole vectors.
-        stride: from one row to the next; an odd number of cache lines where there are many columns,
-            so that parts of the rows do not compete for the same places of a cache.
-        W: offset of W among the parameters.
-        b: offset of b among the parameters.
-        units: offset among arrays with one value per unit of every layer.
-        rows: (layers, threads + 1) boundaries of each thread's rows of W.
-        sparse: offset of the inputs' sparse rows.
-        saturation: of the layer's inputs, and their quantum (0: none).
-        quantum: see there.
-        budget: bound on the deltas that meet the inputs in a gradient (float64).
-        weight_bound: bound on a column's absolute weights, in multiples of their quantum.
+        inputs: (layers,) rows of W.
+        outputs: (layers,) columns of W.
+        edges: (hidden layers, threads + 1) boundaries of each thread's units.
+        columns: (layers, threads) each thread's columns of W, padded to whole vectors.
+        stride: (layers, threads) from one row to the next; an odd number of cache lines where there
+            are many columns, so that parts of the rows do not compete for the same places of a
+            cache.
+        W: (layers, threads) offset of the thread's part of W among the parameters.
+        b: (layers,) offset of b among the parameters.
+        hidden: (hidden layers, threads) offset of the thread's units in arrays with a row per sample.
+        sparse: (layers,) offset of the inputs' sparse rows.
+        saturation: (layers,) of the layer's inputs, float32.
+        quantum: (layers,) of the same; 0 for none.
+        budget: (layers,) bound on the deltas that meet the inputs in a gradient, float64.
+        weight_bound: (layers,) on a column's absolute weights, in multiples of their quantum.
     """
 
     inputs: Array
     outputs: Array
+    edges: Array
     columns: Array
     stride: Array
     W: Array
     b: Array
-    units: Array
-    rows: Array
+    hidden: Array
     sparse: Array
     saturation: Array
     quantum: Array
@@ -55,7 +59,7 @@ class Network(NamedTuple):
 
 
 class Parameters(NamedTuple):
-    """Flat arrays of all layers' parameters, float32 but for the last three.
+    """Flat arrays of all layers' parameters, float32; and what their quanta depend on.
 
     Attributes:
         w: the parameters.
@@ -65,8 +69,10 @@ class Parameters(NamedTuple):
         slot1: the second moment.
         gradient: of a batch's earlier micro-batches.
         quanta: (layers,) of the weights, float64.
-        column_sums: (threads, units) sums of absolute quantised weights over each thread's rows.
-        row_sums: (threads, layers) the largest such sum over one row, float64.
+        column_sums: (threads, layers, ...) sums of absolute quantised weights over each thread's
+            part of each column, float32.
+        row_sums: (threads, layers, ...) the same over its part of each row, float64.
+        exceeded: (threads, layers, ...) whether one of its columns exceeds the bound, bool.
     """
 
     w: Array
@@ -78,49 +84,64 @@ class Parameters(NamedTuple):
     quanta: Array
     column_sums: Array
     row_sums: Array
+    exceeded: Array
 
 
 class Buffers(NamedTuple):
     """What a micro-batch of up to `samples` samples needs.
 
     Attributes:
-        indices: sparse rows of every layer's inputs: which are not zero, uint16.
+        samples: (samples,) 0, 1, ..., int64.
+        pixels: (threads, ...) the images as sparse rows: which pixels are not dark, uint16.
+        brightness: their values, float32.
+        image_bounds: (threads, samples, tiles + 1) where each row starts and each tile of it ends.
+        indices: sparse rows of the hidden layers' activations: which are not zero, uint16.
         values: their values, float32.
-        bounds: (layers, samples, tiles + 1) where each sparse row starts, each tile of it ends.
-        column_indices: sparse columns of one layer's inputs: the samples, uint16.
+        bounds: (layers, threads, samples, tiles + 1) where each thread's part of each sparse row
+            starts and each tile of it ends.
+        units: (inputs,) 0, 1, ..., int64.
+        column_indices: sparse columns of the same activations: the samples, uint16.
         column_values: their values, float32.
-        column_bounds: (inputs, tiles + 1) where each sparse column starts, each tile of it ends.
-        column_places: (inputs,) how far each has been written.
-        hidden: (hidden layers,) offsets of the next four, (samples, stride) for each hidden layer.
-        activations: of the hidden layers, float32.
+        column_bounds: (layers, inputs, tiles + 1) where each sparse column starts, each tile ends.
+        column_places: (threads, inputs) how far each has been written or read.
+        activations: of the hidden layers, float32, (samples, stride) for each layer and thread.
         delta: their deltas.
         per_unit: the deltas quantised for the gradient.
         per_sample: the deltas quantised for the layer below.
+        partial: (threads, ...) what each thread's columns of W add to the deltas of a layer below.
+        row_maxima: (threads, samples) the largest absolute delta of each thread's units.
+        partial_logits: (threads, samples, stride of the output layer) float64, what each thread's
+            units add to the logits.
         logits: (samples, stride of the output layer) float64; then the output layer's deltas.
-        class_indices: (samples, stride of the output layer) the number of each column, uint16.
-        class_bounds: (samples, 2) where each row of classes starts and ends in it.
-        block: (threads, BLOCK or BLOCK_ROWS rows) gradients, float32.
-        wide_block: the same for the output layer, float64.
+        block: (threads, ...) each thread's own: gradients and what else it needs for a moment.
+        wide_block: the same in float64.
+        wide_weights: (threads, ...) each thread's part of the output layer's W, float64.
         control: int64, the barrier and the threads' common status.
     """
 
+    samples: Array
+    pixels: Array
+    brightness: Array
+    image_bounds: Array
     indices: Array
     values: Array
     bounds: Array
+    units: Array
     column_indices: Array
     column_values: Array
     column_bounds: Array
     column_places: Array
-    hidden: Array
     activations: Array
     delta: Array
     per_unit: Array
     per_sample: Array
+    partial: Array
+    row_maxima: Array
+    partial_logits: Array
     logits: Array
-    class_indices: Array
-    class_bounds: Array
     block: Array
     wide_block: Array
+    wide_weights: Array
     control: Array
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -11,9 +11,9 @@ from stages.core.exact import Exact
 from stages.core.network import Layer
 from stages.core.network import Parameters as Layers
 from stages.engine.layout import (
-    BLOCK,
-    BLOCK_ROWS,
+    CACHE_LINE,
     LANES,
+    NARROW,
     TILE,
     Buffers,
     Network,
@@ -22,48 +22,41 @@ from stages.engine.layout import (
 )
 from stages.engine.parallel import CONTROL_SIZE
 
-CACHE_LINE = 64  # bytes
-SAMPLE = 2048  # images that tell how often each pixel is bright
-NARROW = 64  # columns that are always used together
-ROW_COST = 16.0  # of updating a row of weights, in products of a pixel with a row
+PADDING = 64  # flags between those of two threads
 
 
-def lay_out(
-    sizes: Sequence[int], samples: int, threads: int, images: Array, exact: bool
-) -> Network:
+def lay_out(sizes: Sequence[int], samples: int, threads: int, exact: bool) -> Network:
     """Return where everything lies for a network of such sizes.
 
     Args:
         sizes: units of every layer, the inputs first.
         samples: most of a micro-batch.
-        threads: that divide the rows of every W.
-        images: (images, pixels) uint8, to give each thread as many bright pixels.
+        threads: that divide every hidden layer's units.
         exact: whether values are quantised.
     """
     layers = len(sizes) - 1
     arithmetic = Exact(layers)
     inputs, outputs = np.array(sizes[:-1]), np.array(sizes[1:])
-    columns = _padded(outputs)
-    stride = np.where(columns > NARROW, columns | LANES, columns)
-    W = _offsets(inputs * stride)
-    b = W[-1] + inputs[-1] * stride[-1] + _offsets(stride)
     shares = np.arange(threads + 1) / threads
-    rows = np.array([np.rint(shares * _padded(n) / LANES) * LANES for n in inputs])
-    rows = np.minimum(rows, inputs[:, np.newaxis]).astype(np.int64)
-    bright = np.count_nonzero(images[:SAMPLE], axis=0) * (samples / len(images[:SAMPLE]))
-    cost = np.concatenate([[0.0], np.cumsum(bright + ROW_COST)])
-    rows[0] = np.searchsorted(cost, shares * cost[-1])
+    edges = [np.rint(shares * _padded(n) / LANES) * LANES for n in outputs[:-1]]
+    edges = np.minimum(edges, outputs[:-1, np.newaxis]).astype(np.int64)
+    units = np.diff(edges)
+    columns = np.vstack([_padded(units), np.full(threads, _padded(outputs[-1]))])
+    stride = np.where(columns > NARROW, columns | LANES, columns)
+    rows = np.vstack([np.broadcast_to(inputs[:-1, np.newaxis], units.shape), units[-1]])
+    W = _offsets(rows * stride)
+    b = W[-1, -1] + rows[-1, -1] * stride[-1, -1] + _offsets(_padded(outputs))
     formats = arithmetic.inputs
     return Network(
         inputs=inputs,
         outputs=outputs,
+        edges=edges,
         columns=columns,
         stride=stride,
         W=W,
         b=b,
-        units=_offsets(stride),
-        rows=rows,
-        sparse=_offsets(samples * inputs),
+        hidden=_offsets(samples * stride[:-1]),
+        sparse=_offsets(samples * inputs) - samples * inputs[0],
         saturation=np.array([f.saturation if exact else np.inf for f in formats], np.float32),
         quantum=np.array([f.quantum if exact else 0.0 for f in formats], np.float32),
         budget=np.array([arithmetic.delta_budget(n) for n in range(layers)]),
@@ -78,8 +71,8 @@ def _padded(counts: Array) -> Array:
 
 
 def _offsets(counts: Array) -> Array:
-    """Return where each of several arrays of such sizes starts."""
-    return np.concatenate([[0], np.cumsum(counts)[:-1]])
+    """Return where each of several arrays of such sizes starts, one after the other."""
+    return np.concatenate([[0], np.cumsum(counts)[:-1]]).reshape(counts.shape)
 
 
 def aligned(shape: int | tuple[int, ...], dtype: type) -> Array:
@@ -92,7 +85,8 @@ def aligned(shape: int | tuple[int, ...], dtype: type) -> Array:
 
 def allocate_parameters(network: Network, threads: int, average: bool, slots: int) -> Parameters:
     """Return room for the parameters, zeros; without an average or a second slot, none for it."""
-    size = int(network.b[-1] + network.stride[-1])
+    size = int(network.b[-1] + _padded(network.outputs[-1]))
+    layers = len(network.inputs)
 
     def vector(needed: bool = True) -> Array:
         return aligned(size if needed else 0, np.float32)
@@ -104,36 +98,46 @@ def allocate_parameters(network: Network, threads: int, average: bool, slots: in
         slot0=vector(),
         slot1=vector(slots > 1),
         gradient=vector(),
-        quanta=np.array(Exact(len(network.inputs)).weight_quanta),
-        column_sums=np.zeros((threads, network.stride.sum()), np.float32),
-        row_sums=np.zeros((threads, len(network.inputs))),
+        quanta=np.array(Exact(layers).weight_quanta),
+        column_sums=aligned((threads, layers, int(network.stride.max())), np.float32),
+        row_sums=aligned((threads, layers, int(network.inputs[1:].max())), np.float64),
+        exceeded=np.zeros((threads, layers + PADDING), np.bool_),
     )
 
 
 def allocate_buffers(network: Network, samples: int, threads: int) -> Buffers:
     """Return the buffers for micro-batches of up to `samples` samples."""
-    layers, sparse = len(network.inputs), samples * int(network.inputs.sum())
-    columns, hidden = int(network.inputs.max()), samples * network.stride[:-1]
-    widest = max(BLOCK, BLOCK_ROWS * int(network.stride.max()))
+    between = network.inputs[1:-1]  # inputs of the layers between two hidden ones
+    sparse, most = samples * int(between.sum()), int(network.inputs.max())
+    deep = int(between.max(initial=0))
+    images, tiles = samples * int(network.inputs[0]), -(-int(network.inputs[0]) // TILE)
+    hidden = samples * network.stride[:-1].sum(axis=1)
+    output, stride = int(network.stride[-1, 0]), int(network.stride.max())
+    wide = max((TILE + 1) * output + stride, NARROW * (NARROW + 1))
     return Buffers(
+        samples=np.arange(samples),
+        pixels=aligned((threads, images), np.uint16),
+        brightness=aligned((threads, images), np.float32),
+        image_bounds=np.zeros((threads, samples, tiles + 1), np.int64),
         indices=np.empty(sparse, np.uint16),
         values=np.empty(sparse, np.float32),
-        bounds=np.zeros((layers, samples, columns // TILE + 2), np.int64),
-        column_indices=np.empty(samples * columns, np.uint16),
-        column_values=np.empty(samples * columns, np.float32),
-        column_bounds=np.zeros((columns, samples // TILE + 2), np.int64),
-        column_places=np.zeros(columns, np.int64),
-        hidden=_offsets(hidden),
+        bounds=np.zeros((len(network.inputs), threads, samples, deep // TILE + 2), np.int64),
+        units=np.arange(most),
+        column_indices=np.empty(sparse, np.uint16),
+        column_values=np.empty(sparse, np.float32),
+        column_bounds=np.zeros((len(network.inputs), deep, samples // TILE + 2), np.int64),
+        column_places=np.zeros((threads, deep), np.int64),
         activations=aligned(int(hidden.sum()), np.float32),
         delta=aligned(int(hidden.sum()), np.float32),
         per_unit=aligned(int(hidden.sum()), np.float32),
         per_sample=aligned(int(hidden.sum()), np.float32),
-        logits=aligned(samples * int(network.stride[-1]), np.float64),
-        class_indices=np.tile(np.arange(network.stride[-1], dtype=np.uint16), samples),
-        class_bounds=np.arange(samples)[:, np.newaxis] * network.stride[-1]
-        + [0, network.outputs[-1]],
-        block=aligned((threads, widest), np.float32),
-        wide_block=aligned((threads, widest), np.float64),
+        partial=aligned((threads, int(hidden[:-1].max(initial=0))), np.float32),
+        row_maxima=aligned((threads, samples), np.float32),
+        partial_logits=aligned((threads, samples, output), np.float64),
+        logits=aligned((samples, output), np.float64),
+        block=aligned((threads, TILE * max(stride, NARROW)), np.float32),
+        wide_block=aligned((threads, wide), np.float64),
+        wide_weights=aligned((threads, stride * output), np.float64),
         control=np.zeros(CONTROL_SIZE, np.int64),
     )
 
@@ -151,14 +155,26 @@ def layers_of(vector: Array, network: Network) -> list[Layer]:
     """Return copies of each layer's W and b from a flat array."""
     layers = []
     for n, (inputs, outputs) in enumerate(zip(network.inputs, network.outputs, strict=True)):
-        W = vector[network.W[n] :][: inputs * network.stride[n]].reshape(inputs, -1)
-        layers.append(Layer(W[:, :outputs].copy(), vector[network.b[n] :][:outputs].copy()))
+        W = np.empty((inputs, outputs), np.float32)
+        for part, own in _parts(vector, network, n, W):
+            part[...] = own
+        layers.append(Layer(W, vector[network.b[n] :][:outputs].copy()))
     return layers
 
 
 def write_layers(vector: Array, network: Network, layers: Layers) -> None:
     """Write each layer's W and b to where they lie in a flat array, if it has any room."""
     for n, (W, b) in enumerate(layers if len(vector) else []):
-        rows = vector[network.W[n] :][: len(W) * network.stride[n]].reshape(len(W), -1)
-        rows[:, : W.shape[1]] = W
+        for part, own in _parts(vector, network, n, W):
+            own[...] = part
         vector[network.b[n] :][: len(b)] = b
+
+
+def _parts(vector: Array, network: Network, n: int, W: Array) -> Iterator[tuple[Array, Array]]:
+    """Yield each thread's part of a layer's W, and where it lies in a flat array."""
+    output = n == len(network.inputs) - 1
+    for rank, stride in enumerate(network.stride[n]):
+        units = slice(*network.edges[n - output, rank : rank + 2])
+        part = W[units] if output else W[:, units]
+        own = vector[network.W[n, rank] :][: len(part) * stride].reshape(len(part), stride)
+        yield part, own[:, : part.shape[1]]

@@ -9,51 +9,84 @@ from __future__ import annotations
 import numpy as np
 
 from stages.core.exact import PIXELS
-from stages.engine.compiler import exact_kernel, kernel
-from stages.engine.layout import TILE
-from stages.engine.vectors import row_combination
+from stages.engine.compiler import exact_kernel, inlined_kernel, kernel
+from stages.engine.layout import CACHE_LINE, NARROW, TILE
+from stages.engine.vectors import prefetch, row_combination, row_scatter
 
 ZERO = np.float32(0.0)
 PIXEL_QUANTUM = np.float32(PIXELS.quantum)
 
 combine_64, combine_32, combine_16 = map(row_combination, (64, 32, 16))
+scatter_64, scatter_32, scatter_16 = map(row_scatter, (64, 32, 16))
 
 
 @kernel
-def combine_rows(out, o, matrix, m, stride, columns, indices, factors, bounds, tiles, first, last):
+def combine_rows(
+    out, o, matrix, m, stride, columns, indices, factors, bounds, tiles, rows, first, last, more
+):
     """Multiply sparse rows with a matrix: row r of `out` = factors[k] * matrix row indices[k].
 
     `out`, from offset `o`, and `matrix`, from offset `m`, have the same stride, and `columns` is a
-    multiple of LANES. Rows `first` to `last` of the sparse ones become rows 0, 1, ... of `out`.
-    All of them take a tile of the matrix, TILE rows of up to 64 columns, before any takes the
-    next, so that it stays in the first cache.
+    multiple of LANES. The sparse rows `rows[first]` to `rows[last]` become rows 0, 1, ... of `out`,
+    or are added to these if there is `more`. All of them take a tile of the matrix, TILE rows of
+    up to 64 columns, before any takes the next, so that it stays in the first cache.
     """
-    column = 0
+    column, step = 0, tiles_at_once(columns)
     while column < columns:
         left, here = columns - column, m + column
-        for tile in range(tiles):
-            there, more = o + column, tile > 0
+        for tile in range(0, tiles, step):
+            there, again, end = o + column, more or tile > 0, min(tile + step, tiles)
             if left >= 64:
-                for r in range(first, last):
+                for n in range(first, last):
+                    start, stop = bounds[rows[n], tile], bounds[rows[n], end]
                     combine_64(
-                        out, there, matrix, here, stride, indices, factors, bounds[r, tile],
-                        bounds[r, tile + 1], more,
-                    )  # fmt: skip
+                        out, there, matrix, here, stride, indices, factors, start, stop, again
+                    )
                     there += stride
             elif left >= 32:
-                for r in range(first, last):
+                for n in range(first, last):
+                    start, stop = bounds[rows[n], tile], bounds[rows[n], end]
                     combine_32(
-                        out, there, matrix, here, stride, indices, factors, bounds[r, tile],
-                        bounds[r, tile + 1], more,
-                    )  # fmt: skip
+                        out, there, matrix, here, stride, indices, factors, start, stop, again
+                    )
                     there += stride
             else:
-                for r in range(first, last):
+                for n in range(first, last):
+                    start, stop = bounds[rows[n], tile], bounds[rows[n], end]
                     combine_16(
-                        out, there, matrix, here, stride, indices, factors, bounds[r, tile],
-                        bounds[r, tile + 1], more,
-                    )  # fmt: skip
+                        out, there, matrix, here, stride, indices, factors, start, stop, again
+                    )
                     there += stride
+        column += 64 if left >= 64 else 32 if left >= 32 else 16
+
+
+@kernel
+def tiles_at_once(columns):
+    """Return how many tiles the first cache holds of a matrix of few columns."""
+    return NARROW // columns if 0 < columns < NARROW else 1
+
+
+@kernel
+def scatter_rows(
+    out, stride, columns, indices, factors, bounds, tile, end, count, added, a
+):
+    """Add the products of some tiles of sparse rows with other rows: the gradient of a matrix.
+
+    Row indices[k] of the tiles, in `out`, gets factors[k] * row r of `added`, from offset `a`, for
+    every k of the sparse row r of `count`. Both have the same stride.
+    """
+    column, o = 0, -tile * TILE * stride
+    while column < columns:
+        left, here = columns - column, a + column
+        for r in range(count):
+            start, stop = bounds[r, tile], bounds[r, end]
+            if left >= 64:
+                scatter_64(out, o + column, stride, indices, factors, start, stop, added, here)
+            elif left >= 32:
+                scatter_32(out, o + column, stride, indices, factors, start, stop, added, here)
+            else:
+                scatter_16(out, o + column, stride, indices, factors, start, stop, added, here)
+            here += stride
         column += 64 if left >= 64 else 32 if left >= 32 else 16
 
 
@@ -65,13 +98,20 @@ def fill(array, first, last, value):
 
 
 @kernel
+def widen(target, source):
+    """Copy a row of float32 numbers to a float64 one."""
+    for k in range(len(source)):
+        target[k] = source[k]
+
+
+@kernel
 def copy(target, source):
     """Copy a row."""
     for k in range(len(source)):
         target[k] = source[k]
 
 
-@kernel
+@inlined_kernel
 def matrix(flat, offset, rows, columns):
     """Return a part of a flat array as a matrix."""
     return flat[offset : offset + rows * columns].reshape(rows, columns)
@@ -84,13 +124,16 @@ def tiles_of(rows):
 
 
 @kernel
-def compress(dense, begin, indices, values, bounds, keep_zeros):
-    """Write what is not zero as a sparse row from place `begin` on; return where it ends."""
+def compress(dense, first, begin, indices, values, bounds, keep_zeros):
+    """Write what is not zero as a sparse row from place `begin` on; return where it ends.
+
+    The indices are those of a whole row of which `dense` is the part from `first` on.
+    """
     place = np.uint64(begin)
     for tile in range(tiles_of(len(dense))):
         bounds[tile] = place
         for i in range(tile * TILE, min((tile + 1) * TILE, len(dense))):
-            indices[place] = i
+            indices[place] = first + i
             values[place] = dense[i]
             place += np.uint64((dense[i] != 0) | keep_zeros)
     bounds[tiles_of(len(dense))] = place
@@ -98,14 +141,19 @@ def compress(dense, begin, indices, values, bounds, keep_zeros):
 
 
 @kernel
-def gather_pixels(images, row, begin, indices, values, bounds):
-    """Copy an image's sparse row to place `begin`, its pixels as value / 256."""
-    source = images.bounds[row]
-    shift, end = begin - source[0], begin + source[-1] - source[0]
-    copy(indices[begin:end], images.pixels[source[0] : source[-1]])
-    scale(values[begin:end], images.brightness[source[0] : source[-1]])
-    for tile in range(len(source)):
-        bounds[tile] = source[tile] + shift
+def gather_images(buffers, samples, start, count, rank):
+    """Copy the images of a micro-batch to this thread's sparse rows, pixels as value / 256."""
+    images, place = samples.images, 0
+    pixels, values = buffers.pixels[rank], buffers.brightness[rank]
+    for i in range(count):
+        source = images.bounds[samples.rows[start + i]]
+        first, last = source[0], source[len(source) - 1]
+        bounds, end = buffers.image_bounds[rank, i], place + last - first
+        copy(pixels[place:end], images.pixels[first:last])
+        scale(values[place:end], images.brightness[first:last])
+        for tile in range(len(source)):
+            bounds[tile] = place + source[tile] - first
+        place = end
 
 
 @kernel
@@ -116,35 +164,33 @@ def scale(values, brightness):
 
 
 @kernel
-def first_at_least(indices, start, stop, value):
-    """Return where a sorted sparse row first has an index of at least `value`."""
-    while start < stop:
-        middle = (start + stop) >> 1
-        if indices[middle] < value:
-            start = middle + 1
-        else:
-            stop = middle
-    return start
+def prefetch_images(samples, start, stop):
+    """Begin to load the images of a micro-batch."""
+    images = samples.images
+    for n in range(start, stop):
+        bounds = images.bounds[samples.rows[n]]
+        first, last = bounds[0], bounds[len(bounds) - 1]
+        for k in range(first, last, CACHE_LINE // 2):
+            prefetch(images.pixels, k)
+        for k in range(first, last, CACHE_LINE):
+            prefetch(images.brightness, k)
 
 
 @kernel
-def transpose(buffers, layer, count, first, last):
-    """Turn the sparse rows of a layer's inputs into sparse columns, of inputs `first` to `last`."""
-    bounds, places = buffers.column_bounds, buffers.column_places
+def transpose(network, buffers, layer, count, rank):
+    """Turn this thread's part of the sparse rows of a layer's inputs into sparse columns."""
+    first, last = network.edges[layer - 1, rank], network.edges[layer - 1, rank + 1]
+    bounds, places = buffers.column_bounds[layer], buffers.column_places[rank]
     indices, values = buffers.indices, buffers.values
-    for tile in range(first // TILE, tiles_of(last)):
-        left, right = max(first, tile * TILE), min(last, (tile + 1) * TILE)
+    for tile in range(tiles_of(last - first)):
+        left, right = first + tile * TILE, min(first + (tile + 1) * TILE, last)
         for column in range(left, right):
-            places[column] = column * count
+            places[column] = network.sparse[layer] + column * count
         for i in range(count):
             if i % TILE == 0:
                 copy(bounds[left:right, i // TILE], places[left:right])
-            begin, end = buffers.bounds[layer, i, tile], buffers.bounds[layer, i, tile + 1]
-            if left > tile * TILE:
-                begin = first_at_least(indices, begin, end, left)
-            if right < (tile + 1) * TILE:
-                end = first_at_least(indices, begin, end, right)
-            for k in range(begin, end):
+            ends = buffers.bounds[layer, rank, i]
+            for k in range(ends[tile], ends[tile + 1]):
                 here = places[indices[k]]
                 buffers.column_indices[here] = i
                 buffers.column_values[here] = values[k]

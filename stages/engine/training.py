@@ -85,7 +85,7 @@ class Training:
         sizes = [self.images.shape[1], *config.hidden_sizes, classes]
         samples = min(LARGEST_MICRO_BATCH, max(self.batch_size, LEAST_ROWS, threads))
         self.arithmetic: Arithmetic = Exact(len(sizes) - 1) if exact else Plain()
-        self.network = lay_out(sizes, samples, threads, self.images, exact)
+        self.network = lay_out(sizes, samples, threads, exact)
         self.buffers = allocate_buffers(self.network, samples, threads)
         generator = np.random.default_rng(config.seed)
         start = initialise(sizes, config.initialisation, generator)

@@ -13,6 +13,9 @@ from numba.extending import intrinsic
 INDEX = ir.IntType(64)
 
 
+FLOATS = 64  # float32 numbers that are added up at a time: enough for an addition's latency
+
+
 def row_combination(width: int) -> Any:
     """Return the compiled function that adds up multiples of `width` columns of a matrix's rows.
 
@@ -21,9 +24,10 @@ def row_combination(width: int) -> Any:
         out[o : o + width] = (out[o : o + width] if more else 0) + sum over k from start to stop of
             factors[k] * matrix[m + indices[k] * stride : ... + width]
 
-    All arrays are flat. The sum is taken in the type of `out`, and its order and its fusing are
-    the compiler's, so it must be exact. As a loop over arrays the compiler would load and store
-    `out` for every term; one wide LLVM vector stays in registers.
+    All arrays are flat; without `indices`, None, the rows are 0, 1, ... The sum is taken in the
+    type of `out`, and its order and its fusing are the compiler's, so it must be exact. As a loop
+    over arrays the compiler would load and store `out` for every term; wide LLVM vectors stay in
+    registers.
     """
 
     @intrinsic
@@ -34,44 +38,125 @@ def row_combination(width: int) -> Any:
         return signature, _generate
 
     def _generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data = {
-            i: context.make_array(signature.args[i])(context, builder, arguments[i]).data
-            for i in (0, 2, 5, 6)
-        }
+        out, matrix = (_data(context, builder, signature, arguments, i) for i in (0, 2))
         _, o, _, m, stride, _, _, start, stop, more = arguments
-        total_type = ir.VectorType(data[0].type.pointee, width)
-        row_type = ir.VectorType(data[2].type.pointee, width)
-        columns = builder.gep(data[2], [m])
-
-        def vector(pointer: Any, kind: Any) -> Any:
-            return builder.bitcast(pointer, ir.PointerType(kind))
-
-        def widened(value: Any, kind: Any) -> Any:
-            return value if value.type == kind else builder.fpext(value, kind)
-
-        target = vector(builder.gep(data[0], [o]), total_type)
-        sum_so_far = builder.load(target)
-        sum_so_far.align = 4
+        total_type = ir.VectorType(out.type.pointee, width)
+        target = _pointer(builder, out, o, width)
+        sum_so_far = _loaded(builder, target)
         more = builder.icmp_signed("!=", more, ir.Constant(more.type, 0))
         zeros = ir.Constant(total_type, [0.0] * width)
-        total = cgutils.alloca_once_value(builder, builder.select(more, sum_so_far, zeros))
-        with cgutils.for_range_slice(builder, start, stop, INDEX(1), INDEX, inc=True) as (k, _):
-            row = builder.zext(builder.load(builder.gep(data[5], [k])), INDEX)
-            pointer = builder.gep(columns, [builder.mul(row, stride)])
-            terms = builder.load(vector(pointer, row_type))
-            terms.align = 4
-            factor = widened(builder.load(builder.gep(data[6], [k])), total_type.element)
-            undefined = ir.Constant(total_type, ir.Undefined)
-            factors = builder.insert_element(undefined, factor, ir.IntType(32)(0))
-            lanes = ir.Constant(ir.VectorType(ir.IntType(32), width), [0] * width)
-            factors = builder.shuffle_vector(factors, undefined, lanes)
-            product = builder.fmul(widened(terms, total_type), factors, flags=("contract",))
-            added = builder.fadd(builder.load(total), product, flags=("contract",))
-            builder.store(added, total)
-        builder.store(builder.load(total), target).align = 4
+        columns, groups = builder.gep(matrix, [m]), max(1, FLOATS // width)
+        totals = [cgutils.alloca_once_value(builder, zeros) for _ in range(groups)]
+        builder.store(builder.select(more, sum_so_far, zeros), totals[0])
+
+        def add(k: Any, total: Any) -> None:
+            row, factor = _term(context, builder, signature, arguments, (5, 6), k, start)
+            terms = _loaded(builder, _pointer(builder, columns, builder.mul(row, stride), width))
+            terms = _widened(builder, terms, total_type)
+            _add_product(builder, total, terms, _repeated(builder, factor, total_type))
+
+        count = builder.sub(stop, start)
+        whole = builder.sub(stop, builder.and_(count, INDEX(groups - 1)))
+        with cgutils.for_range_slice(builder, start, whole, INDEX(groups), INDEX, inc=True) as (k, _):
+            for n, total in enumerate(totals):
+                add(builder.add(k, INDEX(n)), total)
+        if groups > 1:
+            with cgutils.for_range_slice(builder, whole, stop, INDEX(1), INDEX, inc=True) as (k, _):
+                add(k, totals[0])
+        total = builder.load(totals[0])
+        for other in totals[1:]:
+            total = builder.fadd(total, builder.load(other))
+        builder.store(total, target).align = 4
         return context.get_dummy_value()
 
     return combine
+
+
+def row_scatter(width: int) -> Any:
+    """Return the compiled function that adds multiples of `width` columns of a row to other rows.
+
+    scatter(out, o, stride, indices, factors, start, stop, rows, r):
+
+        out[o + indices[k] * stride : ... + width] += factors[k] * rows[r : r + width],
+            k from start to stop
+
+    As for `row_combination`.
+    """
+
+    @intrinsic
+    def scatter(  # type: ignore[no-untyped-def]
+        typing, out, o, stride, indices, factors, start, stop, rows, r
+    ):
+        signature = types.void(out, o, stride, indices, factors, start, stop, rows, r)
+        return signature, _generate
+
+    def _generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        out, rows = (_data(context, builder, signature, arguments, i) for i in (0, 7))
+        _, o, stride, _, _, start, stop, _, r = arguments
+        kind = ir.VectorType(out.type.pointee, width)
+        columns = builder.gep(out, [o])
+        terms = _widened(builder, _loaded(builder, _pointer(builder, rows, r, width)), kind)
+        with cgutils.for_range_slice(builder, start, stop, INDEX(1), INDEX, inc=True) as (k, _):
+            row, factor = _term(context, builder, signature, arguments, (3, 4), k, start)
+            target = _pointer(builder, columns, builder.mul(row, stride), width)
+            product = builder.fmul(terms, _repeated(builder, factor, kind), flags=("contract",))
+            added = builder.fadd(_loaded(builder, target), product, flags=("contract",))
+            builder.store(added, target).align = 4
+        return context.get_dummy_value()
+
+    return scatter
+
+
+def _data(context: Any, builder: Any, signature: Any, arguments: Any, i: int) -> Any:
+    """Return where the numbers of an array lie."""
+    return context.make_array(signature.args[i])(context, builder, arguments[i]).data
+
+
+def _pointer(builder: Any, data: Any, offset: Any, width: int) -> Any:
+    """Return where a vector of an array starts."""
+    vector = ir.VectorType(data.type.pointee, width)
+    return builder.bitcast(builder.gep(data, [offset]), ir.PointerType(vector))
+
+
+def _loaded(builder: Any, pointer: Any) -> Any:
+    value = builder.load(pointer)
+    value.align = 4
+    return value
+
+
+def _term(
+    context: Any, builder: Any, signature: Any, arguments: Any, places: tuple[int, int], k: Any,
+    start: Any,
+) -> tuple[Any, Any]:  # fmt: skip
+    """Return the row and the factor of term k."""
+    at_indices, at_factors = places
+    if isinstance(signature.args[at_indices], types.NoneType):
+        row = builder.sub(k, start)
+    else:
+        indices = _data(context, builder, signature, arguments, at_indices)
+        row = builder.zext(builder.load(builder.gep(indices, [k])), INDEX)
+    factors = _data(context, builder, signature, arguments, at_factors)
+    return row, builder.load(builder.gep(factors, [k]))
+
+
+def _widened(builder: Any, value: Any, kind: Any) -> Any:
+    return value if value.type == kind else builder.fpext(value, kind)
+
+
+def _repeated(builder: Any, factor: Any, kind: Any) -> Any:
+    """Return a vector of one number, converted to the vector's type."""
+    undefined = ir.Constant(kind, ir.Undefined)
+    vector = builder.insert_element(
+        undefined, _widened(builder, factor, kind.element), ir.IntType(32)(0)
+    )
+    lanes = ir.Constant(ir.VectorType(ir.IntType(32), kind.count), [0] * kind.count)
+    return builder.shuffle_vector(vector, undefined, lanes)
+
+
+def _add_product(builder: Any, total: Any, a: Any, b: Any) -> None:
+    """Add a product to a sum in memory; the two may be fused."""
+    product = builder.fmul(a, b, flags=("contract",))
+    builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
 
 
 @intrinsic
@@ -83,29 +168,19 @@ def four_dots(typing, matrix, a, b, c, d, weights, w, columns):  # type: ignore[
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        left, right = (
-            context.make_array(signature.args[i])(context, builder, arguments[i]).data
-            for i in (0, 5)
-        )
+        left, right = (_data(context, builder, signature, arguments, i) for i in (0, 5))
         rows = [builder.gep(left, [arguments[i]]) for i in range(1, 5)]
         weights, columns = builder.gep(right, [arguments[6]]), arguments[7]
         number = left.type.pointee
-
-        def load(row: Any, column: Any, kind: Any) -> Any:
-            pointer = builder.bitcast(builder.gep(row, [column]), ir.PointerType(kind))
-            value = builder.load(pointer)
-            value.align = 4
-            return value
 
         def add_up(kind: Any, start: Any, stop: Any, totals: Any) -> None:
             with cgutils.for_range_slice(
                 builder, start, stop, INDEX(kind.count), INDEX, inc=True
             ) as (column, _):
-                factors = load(weights, column, kind)
+                factors = _loaded(builder, _pointer(builder, weights, column, kind.count))
                 for row, total in zip(rows, totals, strict=True):
-                    product = builder.fmul(load(row, column, kind), factors, flags=("contract",))
-                    added = builder.fadd(builder.load(total), product, flags=("contract",))
-                    builder.store(added, total)
+                    terms = _loaded(builder, _pointer(builder, row, column, kind.count))
+                    _add_product(builder, total, terms, factors)
 
         def halves(value: Any) -> Any:
             count = value.type.count // 2
@@ -135,6 +210,33 @@ def four_dots(typing, matrix, a, b, c, d, weights, w, columns):  # type: ignore[
         types.int64,
     )  # fmt: skip
     return signature, generate
+
+
+@intrinsic
+def prefetch(typing, array, i):  # type: ignore[no-untyped-def]
+    """Begin to load the cache line of an array's element into the second cache."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = builder.gep(_data(context, builder, signature, arguments, 0), [arguments[1]])
+        pointer = builder.bitcast(pointer, ir.PointerType(ir.IntType(8)))
+        word = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, word, word, word])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], kind)
+        read, second_cache, data = word(0), word(2), word(1)
+        builder.call(function, [pointer, read, second_cache, data])
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), generate
+
+
+@intrinsic
+def float_of_bits(typing, bits):  # type: ignore[no-untyped-def]
+    """Return the float32 number with the bits of an int32."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.int32), generate
 
 
 def _element(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
