@@ -9,11 +9,11 @@ import numpy as np
 from stages.core import exact
 from stages.engine.compiler import exact_kernel, kernel
 from stages.engine.forward import ANCHOR32, ANCHOR64
-from stages.engine.layout import NARROW
 from stages.engine.parallel import DELTAS_TOO_LARGE, WEIGHTS_TOO_LARGE, fail
-from stages.engine.products import ZERO, combine_64, dot, fill, matrix, tiles_of
+from stages.engine.products import ZERO, combine_32, dot, fill, matrix, tiles_of
 from stages.engine.vectors import float_of_bits, four_dots
 
+WIDTH = 32  # units whose deltas are computed together
 CACHED = 16384  # deltas that the second cache holds well
 OUTPUT_DELTA_ANCHOR = ANCHOR64 * exact.OUTPUT_DELTA_QUANTUM
 
@@ -34,7 +34,7 @@ def cross_entropy_derivative(probabilities, targets, quantise):
 
 @kernel
 def output_to_hidden(network, w, buffers, count, rank):
-    """Compute the last hidden layer's deltas of this thread's units, NARROW at a time."""
+    """Compute the last hidden layer's deltas of this thread's units, WIDTH at a time."""
     output = len(network.inputs) - 1
     classes, stride = network.outputs[output], network.stride[output, rank]
     units = network.edges[output - 1, rank + 1] - network.edges[output - 1, rank]
@@ -42,18 +42,16 @@ def output_to_hidden(network, w, buffers, count, rank):
     W = matrix(w, network.W[output, rank], units, stride)
     deltas = matrix(buffers.delta, o, count, width)
     activations = matrix(buffers.activations, o, count, width)
-    block, products = buffers.wide_block[rank], classes * NARROW
+    block, products = buffers.wide_block[rank], classes * WIDTH
     flat = buffers.logits.reshape(-1)
-    for left in range(0, units, NARROW):
-        right = min(left + NARROW, units)
+    for left in range(0, units, WIDTH):
+        right = min(left + WIDTH, units)
         for c in range(classes):
             for unit in range(left, right):
-                block[c * NARROW + unit - left] = W[unit, c]
+                block[c * WIDTH + unit - left] = W[unit, c]
         for i in range(count):
             begin = i * stride
-            combine_64(
-                block, products, block, 0, NARROW, None, flat, begin, begin + classes, False
-            )
+            combine_32(block, products, block, 0, WIDTH, None, flat, begin, begin + classes, False)
             mask_deltas(
                 deltas[i, left:right], activations[i, left:right],
                 block[products : products + right - left],

@@ -152,19 +152,20 @@ Kernel = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 # Without NRT, Numba counts no references to arrays. Each count is an atomic addition to a cache line
 # that all threads share, for every view of an array. So a kernel allocates nothing.
-kernel: Kernel = numba.njit(nogil=True, error_model="numpy", _nrt=False)
+OPTIONS = {"nogil": True, "error_model": "numpy", "_nrt": False}
+INNER = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # called by kernels alone
 
-inlined_kernel: Kernel = numba.njit(nogil=True, error_model="numpy", _nrt=False, inline="always")
+kernel: Kernel = numba.njit(**INNER)
+
+inlined_kernel: Kernel = numba.njit(**INNER, inline="always")
 """For what returns a view of an array, as a kernel can only where it is inlined."""
 
-exact_kernel: Kernel = numba.njit(
-    nogil=True, error_model="numpy", _nrt=False, fastmath={"reassoc", "contract", "nsz"}
-)
+exact_kernel: Kernel = numba.njit(**INNER, fastmath={"reassoc", "contract", "nsz"})
 """For exact sums alone: neither their order nor fusing changes a bit of them."""
 
 
 def entry_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return what Python calls; its compiled code, with that of all it calls, is cached."""
-    compiled: Any = kernel(function)
+    compiled: Any = numba.njit(**OPTIONS)(function)
     compiled._cache = KernelCache(function)
     return compiled  # type: ignore[no-any-return]

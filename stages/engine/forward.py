@@ -77,6 +77,7 @@ def softmax(logits, b, samples, n, quantise):
     samples.shifted[n] = logits[samples.labels[n]] - largest
     for c in range(len(logits)):
         logits[c] = (exponential(logits[c] - largest) + anchor) - anchor
+    for c in range(len(logits)):
         total += logits[c]
     samples.total[n] = total
     for c in range(len(logits)):
