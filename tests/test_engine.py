@@ -124,6 +124,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "weight_decay": 0.001, "dropout": 0.1, "label_smoothing": 0.1, "ema_decay": 0.9,
         "augmentation": EVERYTHING, "batch_size": 600, "schedule": "one_cycle",
     },
+    "a layer with fewer units than another": {"hidden_sizes": [40, 17, 33]},
     "two wide hidden layers": {"hidden_sizes": [300, 140], "batch_size": 256},
     "weights that outgrow their quantum": {"learning_rate": 2.0, "batch_size": 50, "epochs": 3},
     "weights that outgrow their quantum in two layers": {

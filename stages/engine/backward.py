@@ -111,16 +111,17 @@ def add_partial_deltas(network, buffers, layer, count, rank):
     for other in range(len(buffers.partial)):
         partial = matrix(buffers.partial[other], o - network.hidden[layer, 0], count, width)
         for i in range(count):
-            add_partial(deltas[i, :units], partial[i], other == 0)
-    for i in range(count):
-        mask_deltas(deltas[i, :units], activations[i], deltas[i])
+            if other == 0:
+                mask_deltas(deltas[i, :units], activations[i], partial[i])
+            else:
+                add_deltas(deltas[i, :units], activations[i], partial[i])
 
 
 @kernel
-def add_partial(total, found, first):
-    """Add one thread's part."""
-    for j in range(len(total)):
-        total[j] = found[j] if first else total[j] + found[j]
+def add_deltas(delta, activations, product):
+    """Add to deltas what `mask_deltas` would set them to."""
+    for j in range(len(delta)):
+        delta[j] += product[j] if activations[j] > ZERO else ZERO
 
 
 @kernel

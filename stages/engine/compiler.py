@@ -150,10 +150,11 @@ class KernelCache(NullCache):
 
 Kernel = Callable[[Callable[..., Any]], Callable[..., Any]]
 
-# Without NRT, Numba counts no references to arrays. Each count is an atomic addition to a cache line
-# that all threads share, for every view of an array. So a kernel allocates nothing.
-OPTIONS = {"nogil": True, "error_model": "numpy", "_nrt": False}
-INNER = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # called by kernels alone
+# Without NRT, Numba counts no references to arrays, for every view an atomic addition to a cache
+# line that all threads share. So a kernel allocates nothing.
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False}
+# What kernels alone call needs no entry from Python.
+INNER: dict[str, Any] = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 kernel: Kernel = numba.njit(**INNER)
 

@@ -1,4 +1,4 @@
-"""From pixels to probabilities: each thread computes its units, then adds up some samples' logits."""
+"""From pixels to probabilities: each thread computes its units, then some samples' softmax."""
 
 from __future__ import annotations
 

@@ -222,7 +222,7 @@ def learn(network, parameters, buffers, options, samples, plan, rank):
 def score(network, w, buffers, options, samples, rank):
     """Classify all samples, a micro-batch at a time."""
     count, at_once = len(samples.rows), len(buffers.samples)
-    no_mask = count - count  # unlike the literal 0, of a variable's type: `forward` is compiled once
+    no_mask = count - count  # not the literal 0, which has a type of its own
     for start in range(0, count, at_once):
         some = min(at_once, count - start)
         if (

@@ -23,7 +23,7 @@ TILE = 128
 
 
 class Network(NamedTuple):
-    """Where each thread's part of each layer lies in the flat arrays, and the formats of the layers.
+    """Where each thread's part of each layer lies in the flat arrays, and the layers' formats.
 
     Attributes:
         inputs: (layers,) rows of W.
@@ -35,7 +35,7 @@ class Network(NamedTuple):
             cache.
         W: (layers, threads) offset of the thread's part of W among the parameters.
         b: (layers,) offset of b among the parameters.
-        hidden: (hidden layers, threads) offset of the thread's units in arrays with a row per sample.
+        hidden: (hidden layers, threads) offset of the thread's units where each sample has a row.
         sparse: (layers,) offset of the inputs' sparse rows.
         saturation: (layers,) of the layer's inputs, float32.
         quantum: (layers,) of the same; 0 for none.

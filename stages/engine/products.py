@@ -67,9 +67,7 @@ def tiles_at_once(columns):
 
 
 @kernel
-def scatter_rows(
-    out, stride, columns, indices, factors, bounds, tile, end, count, added, a
-):
+def scatter_rows(out, stride, columns, indices, factors, bounds, tile, end, count, added, a):
     """Add the products of some tiles of sparse rows with other rows: the gradient of a matrix.
 
     Row indices[k] of the tiles, in `out`, gets factors[k] * row r of `added`, from offset `a`, for

@@ -263,9 +263,10 @@ class Training:
         """Deform the images whose deformations are drawn together."""
         augmentation, seed = self.config.augmentation, [self.config.seed, self.epoch]
         drawn = draw_chunk(augmentation, self.shape, len(order), seed, chunk)
+        down, along = self.gaussians
         deform(
-            self.images, order, chunk * CHUNK, self.shape, drawn, augmentation.elastic,
-            *self.gaussians, self.ring, self.options.keep_zeros,
+            self.images, order, chunk * CHUNK, self.shape, drawn, augmentation.elastic, down, along,
+            self.ring, self.options.keep_zeros,
         )  # fmt: skip
 
     def _masks(self, plan: Plan, first: int, last: int) -> Array:

@@ -57,11 +57,11 @@ def row_combination(width: int) -> Any:
 
         count = builder.sub(stop, start)
         whole = builder.sub(stop, builder.and_(count, INDEX(groups - 1)))
-        with cgutils.for_range_slice(builder, start, whole, INDEX(groups), INDEX, inc=True) as (k, _):
+        with _range(builder, start, whole, groups) as (k, _):
             for n, total in enumerate(totals):
                 add(builder.add(k, INDEX(n)), total)
         if groups > 1:
-            with cgutils.for_range_slice(builder, whole, stop, INDEX(1), INDEX, inc=True) as (k, _):
+            with _range(builder, whole, stop, 1) as (k, _):
                 add(k, totals[0])
         total = builder.load(totals[0])
         for other in totals[1:]:
@@ -96,7 +96,7 @@ def row_scatter(width: int) -> Any:
         kind = ir.VectorType(out.type.pointee, width)
         columns = builder.gep(out, [o])
         terms = _widened(builder, _loaded(builder, _pointer(builder, rows, r, width)), kind)
-        with cgutils.for_range_slice(builder, start, stop, INDEX(1), INDEX, inc=True) as (k, _):
+        with _range(builder, start, stop, 1) as (k, _):
             row, factor = _term(context, builder, signature, arguments, (3, 4), k, start)
             target = _pointer(builder, columns, builder.mul(row, stride), width)
             product = builder.fmul(terms, _repeated(builder, factor, kind), flags=("contract",))
@@ -105,6 +105,10 @@ def row_scatter(width: int) -> Any:
         return context.get_dummy_value()
 
     return scatter
+
+
+def _range(builder: Any, start: Any, stop: Any, step: int) -> Any:
+    return cgutils.for_range_slice(builder, start, stop, INDEX(step), INDEX, inc=True)
 
 
 def _data(context: Any, builder: Any, signature: Any, arguments: Any, i: int) -> Any:
@@ -174,9 +178,7 @@ def four_dots(typing, matrix, a, b, c, d, weights, w, columns):  # type: ignore[
         number = left.type.pointee
 
         def add_up(kind: Any, start: Any, stop: Any, totals: Any) -> None:
-            with cgutils.for_range_slice(
-                builder, start, stop, INDEX(kind.count), INDEX, inc=True
-            ) as (column, _):
+            with _range(builder, start, stop, kind.count) as (column, _):
                 factors = _loaded(builder, _pointer(builder, weights, column, kind.count))
                 for row, total in zip(rows, totals, strict=True):
                     terms = _loaded(builder, _pointer(builder, row, column, kind.count))
