@@ -8,29 +8,31 @@ import numpy as np
 
 from stages.core import Array
 from stages.core.augmentation import GROUP, NOISE_LEVELS, Deformations
-from stages.engine.compiler import entry_kernel, exact_kernel, kernel
-from stages.engine.layout import SparseImages
-from stages.engine.products import compress
+from stages.engine.compiler import entry_kernel, kernel
+from stages.engine.layout import CACHE_LINE, LANES, TILE, SparseImages
+from stages.engine.products import combine_16
+from stages.engine.vectors import prefetch
 
 
-@exact_kernel
-def smooth(noise, down, along, middle, smoothed):
-    """Smooth integers (height, width) along both axes: `_smooth_noise`."""
-    height, width = noise.shape
+@kernel
+def smooth(noise, down, along, room, smoothed):
+    """Smooth integers (height, width) along both axes: `_smooth_noise`.
+
+    `along` and what is smoothed have padded rows.
+    """
+    (height, width), stride = noise.shape, along.shape[1]
+    factors, middle = room.factors, room.middle.reshape(-1)
     for y in range(height):
-        for x in range(width):
-            middle[y, x] = 0.0
         for k in range(width):
-            value = noise[y, k] / NOISE_LEVELS
-            for x in range(width):
-                middle[y, x] += value * along[k, x]
+            factors[k] = noise[y, k] / NOISE_LEVELS
+        for x in range(0, stride, LANES):
+            combine_16(
+                middle, y * stride + x, along.reshape(-1), x, stride, None, factors, 0, width, False
+            )
+    flat = smoothed.reshape(-1)
     for y in range(height):
-        for x in range(width):
-            smoothed[y, x] = 0.0
-        for k in range(height):
-            factor = down[y, k]
-            for x in range(width):
-                smoothed[y, x] += factor * middle[k, x]
+        for x in range(0, stride, LANES):
+            combine_16(flat, y * stride + x, middle, x, stride, None, down[y], 0, height, False)
 
 
 @kernel
@@ -58,25 +60,55 @@ def displace(x, y, deformations, group, elastic, x_noise, y_noise):
 
 
 @kernel
-def interpolate(pixels, x, y, thickness, out):
-    """Read a group's pixels between their neighbours, and thicken: `deform`."""
-    height, width = x.shape
-    steeper, thinner = np.float32(1.0) + thickness, np.float32(1.0) - thickness
-    white = np.float32(255.0)
+def gather(images, order, first, last, room):
+    """Read a group's images, each pixel's values side by side; note which are dark in all."""
+    height, width = room.x.shape
+    flat, starts, count = images.reshape(-1), room.starts, last - first
+    for i in range(count):
+        starts[i] = order[first + i] * images.shape[1]
     for row in range(height):
         for column in range(width):
-            left, top = np.floor(x[row, column]), np.floor(y[row, column])
-            right_weight, lower_weight = x[row, column] - left, y[row, column] - top
+            total, brightest = room.pixels[row + 1, column + 1], np.uint8(0)
+            for i in range(count):
+                value = flat[starts[i] + np.uint64(row * width + column)]
+                total[i] = value
+                brightest |= value
+            room.brightest[row + 1, column + 1] = brightest
+
+
+@kernel
+def interpolate(room, thickness, keep_zeros):
+    """Read a group's pixels between their neighbours, and thicken: `deform`.
+
+    Those that are dark in all images of the group are left out. `room.ends` gets the number of
+    those found up to the end of each tile.
+    """
+    height, width = room.x.shape
+    steeper, thinner = np.float32(1.0) + thickness, np.float32(1.0) - thickness
+    white, found = np.float32(255.0), 0
+    for row in range(height):
+        for column in range(width):
+            x, y, place = room.x[row, column], room.y[row, column], row * width + column
+            if place % TILE == 0:
+                room.ends[place // TILE] = found
+            left, top = np.floor(x), np.floor(y)
+            first, above = np.uint64(left + 1.0), np.uint64(top + 1.0)
+            right, below = first + np.uint64(1), above + np.uint64(1)
+            if not (
+                keep_zeros
+                or room.brightest[above, first] | room.brightest[above, right]
+                | room.brightest[below, first] | room.brightest[below, right]
+            ):  # fmt: skip
+                continue
+            right_weight, lower_weight = x - left, y - top
             left_weight, upper_weight = 1.0 - right_weight, 1.0 - lower_weight
             a = np.float32(upper_weight * left_weight)
             b = np.float32(upper_weight * right_weight)
             c = np.float32(lower_weight * left_weight)
             d = np.float32(lower_weight * right_weight)
-            upper, lower = pixels[np.int64(top) + 1], pixels[np.int64(top) + 2]
-            first = np.int64(left) + 1
-            upper_left, upper_right = upper[first], upper[first + 1]
-            lower_left, lower_right = lower[first], lower[first + 1]
-            total = out[row * width + column]
+            upper_left, upper_right = room.pixels[above, first], room.pixels[above, right]
+            lower_left, lower_right = room.pixels[below, first], room.pixels[below, right]
+            total = room.deformed[found]
             for i in range(GROUP):
                 value = upper_left[i] * a
                 value += upper_right[i] * b
@@ -87,19 +119,54 @@ def interpolate(pixels, x, y, thickness, out):
                 elif thickness < 0.0:
                     value = max((value - white) * thinner + white, np.float32(0.0))
                 total[i] = np.uint8(np.rint(value))
+            room.places[found] = place
+            found += 1
+    room.ends[len(room.ends) - 1] = found
+
+
+@kernel
+def write_row(room, i, images, row, keep_zeros):
+    """Write the group's deformed image i as a sparse row of `images`."""
+    place, bounds = np.uint64(row * room.x.size), images.bounds[row]
+    for tile in range(len(bounds) - 1):
+        bounds[tile] = place
+        for k in range(room.ends[tile], room.ends[tile + 1]):
+            value = room.deformed[k, i]
+            images.pixels[place], images.brightness[place] = room.places[k], value
+            place += np.uint64((value != 0) | keep_zeros)
+    bounds[len(bounds) - 1] = place
 
 
 class Group(NamedTuple):
-    """What a group's deformation needs: coordinates, noise, pixels with a dark edge, the result."""
+    """What the deformation of a group of images needs.
+
+    Attributes:
+        x: (height, width) where each pixel is read, float64.
+        y: see there.
+        x_noise: (height, width padded to whole vectors) smoothed, float64.
+        y_noise: see there.
+        middle: the same, smoothed along one axis alone.
+        factors: (width,) a row of noise, float64.
+        starts: (GROUP,) where each image starts among all images, uint64.
+        pixels: (height + 2, width + 2, GROUP) the images with a dark edge, float32.
+        brightest: (height + 2, width + 2) 0 where all images are dark, uint8.
+        deformed: (pixels, GROUP) those of the deformed images that are not dark in all, uint8.
+        places: (pixels,) which these are, uint16.
+        ends: (tiles + 1,) how many of them come before each tile.
+    """
 
     x: Array
     y: Array
     x_noise: Array
     y_noise: Array
     middle: Array
+    factors: Array
+    starts: Array
     pixels: Array
+    brightest: Array
     deformed: Array
-    image: Array
+    places: Array
+    ends: Array
 
 
 def deform(
@@ -121,11 +188,17 @@ def deform(
         keep_zeros: whether that holds dark pixels, too.
     """
     height, width = shape
+    along = np.pad(along, ((0, 0), (0, -width % LANES)))
     room = Group(
-        *(np.empty(shape) for _ in range(5)),
+        *(np.empty(shape) for _ in range(2)),
+        *(np.empty((height, along.shape[1])) for _ in range(3)),
+        factors=np.empty(width),
+        starts=np.empty(GROUP, np.uint64),
         pixels=np.zeros((height + 2, width + 2, GROUP), np.float32),
+        brightest=np.zeros((height + 2, width + 2), np.uint8),
         deformed=np.empty((height * width, GROUP), np.uint8),
-        image=np.empty(height * width, np.uint8),
+        places=np.empty(height * width, np.uint16),
+        ends=np.empty(deformed.bounds.shape[1], np.int64),
     )
     deform_groups(
         room, images, order, start, deformations, elastic, down, along, deformed, keep_zeros
@@ -137,26 +210,17 @@ def deform_groups(
     room, images, order, start, deformations, elastic, down, along, deformed, keep_zeros
 ):
     """Do that."""
-    height, width = room.x.shape
-    x, y, pixels, image = room.x, room.y, room.pixels, room.image
     for group in range(len(deformations.thickness)):
         first = start + group * GROUP
         last = min(first + GROUP, len(order))
-        for n in range(first, last):
-            source = images[order[n]]
-            for row in range(height):
-                for column in range(width):
-                    pixels[row + 1, column + 1, n - first] = source[row * width + column]
+        gather(images, order, first, last, room)
+        for n in range(last, min(last + GROUP, len(order))):
+            for p in range(0, images.shape[1], CACHE_LINE):
+                prefetch(images, order[n] * images.shape[1] + p)
         if elastic != 0.0:
-            smooth(deformations.x_noise[group], down, along, room.middle, room.x_noise)
-            smooth(deformations.y_noise[group], down, along, room.middle, room.y_noise)
-        displace(x, y, deformations, group, elastic, room.x_noise, room.y_noise)
-        interpolate(pixels, x, y, deformations.thickness[group], room.deformed)
+            smooth(deformations.x_noise[group], down, along, room, room.x_noise)
+            smooth(deformations.y_noise[group], down, along, room, room.y_noise)
+        displace(room.x, room.y, deformations, group, elastic, room.x_noise, room.y_noise)
+        interpolate(room, deformations.thickness[group], keep_zeros)
         for n in range(first, last):
-            for p in range(height * width):
-                image[p] = room.deformed[p, n - first]
-            row = n % len(deformed.bounds)
-            compress(
-                image, 0, row * len(image), deformed.pixels, deformed.brightness,
-                deformed.bounds[row], keep_zeros,
-            )  # fmt: skip
+            write_row(room, n - first, deformed, n % len(deformed.bounds), keep_zeros)
