@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -80,7 +81,7 @@ def test_source_names_are_those_that_fetch_knows() -> None:
 
 @pytest.mark.parametrize("spelling", ["1e-05", "1E-05", "0.00001", ".00001", "1.0e-5", "+1e-5"])
 def test_spellings_of_a_number(file: Path, spelling: str) -> None:
-    text = COMMITTED.replace("learning_rate: 0.4\n", f"learning_rate: {spelling}\n")
+    text = re.sub(r"learning_rate: \S+", f"learning_rate: {spelling}", COMMITTED, count=1)
     assert text != COMMITTED
     assert load(file, text).train.learning_rate == 0.00001
 
@@ -370,7 +371,7 @@ def test_stage_ends_with_one_line_and_touches_nothing(tmp_path: Path) -> None:
 def test_the_tests_do_not_see_the_users_parameters(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    used = COMMITTED.replace("learning_rate: 0.4\n", "learning_rate: 1e-05\n")
+    used = re.sub(r"learning_rate: \S+", "learning_rate: 1e-05", COMMITTED, count=1)
     used = used.replace("  - 64\n", "  - 800\n  - 400\n")
     assert len(used.splitlines()) == len(COMMITTED.splitlines()) + 1
     (tmp_path / "params.yaml").write_text(used)
