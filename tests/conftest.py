@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from types import ModuleType
 
@@ -20,6 +21,10 @@ from stages.pipeline.sources import MNIST, fetch_mnist, verify
 # The same examples in every run: a test that passed does not fail elsewhere by chance.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=60)
 hypothesis.settings.load_profile("repeatable")
+
+
+# In the background of a script (`make test &`) Ctrl-C is ignored, also by all that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config: pytest.Config) -> None:
