@@ -4,6 +4,7 @@ The first module that a stage loads, and it imports next to nothing: until it is
 Python some hundredths of a second, Ctrl-C is answered by Python's own traceback.
 """
 
+import atexit
 import os
 import signal
 import sys
@@ -26,6 +27,9 @@ def end_at_once(signal_number: int, frame: object) -> None:
 
 if sys.argv[:1] == ["-m"]:  # Python is importing this package to run `python -m stages.<name>`
     signal.signal(signal.SIGINT, end_at_once)
+    # Registered first, it runs last: then Python puts its handlers away, and Ctrl-C would kill a
+    # process that has done its work.
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
 
 
 def interrupt(signal_number: int, frame: object) -> None:
