@@ -306,11 +306,11 @@ def test_sparse_products_agree_with_numpy(rows: int, columns: int) -> None:
         out = np.full((9, columns), np.nan, dtype)
         arguments = out.ravel(), 0, matrix.ravel(), 0, columns, columns, *sparse, tiles
         combine_rows = called_from_python(products.combine_rows)
-        combine_rows(*arguments, np.arange(9), 0, 9, False)
+        combine_rows(*arguments, 0, 9, False)
         np.testing.assert_array_equal(out, left @ matrix)
-        combine_rows(*arguments, np.arange(9)[::-1].copy(), 2, 5, True)
+        combine_rows(*arguments, 2, 5, True)
         expected = left @ matrix
-        expected[:3] += (left @ matrix)[[6, 5, 4]]
+        expected[:3] += (left @ matrix)[2:5]
         np.testing.assert_array_equal(out, expected)
 
 

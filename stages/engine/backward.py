@@ -10,7 +10,7 @@ from stages.core import exact
 from stages.engine.compiler import exact_kernel, kernel
 from stages.engine.forward import ANCHOR32, ANCHOR64
 from stages.engine.parallel import DELTAS_TOO_LARGE, WEIGHTS_TOO_LARGE, fail
-from stages.engine.products import ZERO, combine_32, dot, fill, matrix, tiles_of
+from stages.engine.products import ZERO, combine_32, dot, fill, matrix, tiles_of, units_of
 from stages.engine.vectors import float_of_bits, four_dots
 
 WIDTH = 32  # units whose deltas are computed together
@@ -37,7 +37,7 @@ def output_to_hidden(network, w, buffers, count, rank):
     """Compute the last hidden layer's deltas of this thread's units, WIDTH at a time."""
     output = len(network.inputs) - 1
     classes, stride = network.outputs[output], network.stride[output, rank]
-    units = network.edges[output - 1, rank + 1] - network.edges[output - 1, rank]
+    units = units_of(network, output - 1, rank)
     o, width = network.hidden[output - 1, rank], network.stride[output - 1, rank]
     W = matrix(w, network.W[output, rank], units, stride)
     deltas = matrix(buffers.delta, o, count, width)
@@ -104,7 +104,7 @@ def hidden_to_hidden(network, w, buffers, layer, count, rank):
 @kernel
 def add_partial_deltas(network, buffers, layer, count, rank):
     """Compute the deltas of this thread's units of a hidden layer from what all threads found."""
-    units = network.edges[layer, rank + 1] - network.edges[layer, rank]
+    units = units_of(network, layer, rank)
     o, width = network.hidden[layer, rank], network.stride[layer, rank]
     deltas = matrix(buffers.delta, o, count, width)
     activations = matrix(buffers.activations, o, count, width)
@@ -128,8 +128,8 @@ def add_deltas(delta, activations, product):
 def quantise_columns(network, buffers, options, layer, count, rank):
     """Quantise a hidden layer's deltas of this thread's units for the gradient."""
     o, stride = network.hidden[layer, rank], network.stride[layer, rank]
-    deltas, per_unit = matrix(buffers.delta, o, count, stride), buffers.per_unit
-    quantised = matrix(per_unit, o, count, stride)
+    deltas = matrix(buffers.delta, o, count, stride)
+    per_unit = matrix(buffers.per_unit, o, count, stride)
     sums, anchors = buffers.wide_block[rank, :stride], buffers.block[rank, :stride]
     fill(sums, 0, stride, 0.0)
     fill(anchors, 0, stride, ZERO)
@@ -141,7 +141,7 @@ def quantise_columns(network, buffers, options, layer, count, rank):
             quantum = power_of_two_above(sums[j] / network.budget[layer])
             anchors[j] = ANCHOR32 * np.float32(quantum)
     for i in range(count):
-        round_by_column(quantised[i], deltas[i], anchors)
+        round_by_column(per_unit[i], deltas[i], anchors)
 
 
 @exact_kernel

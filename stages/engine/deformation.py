@@ -16,7 +16,7 @@ from stages.engine.vectors import prefetch
 
 @kernel
 def smooth(noise, down, along, room, smoothed):
-    """Smooth integers (height, width) along both axes: `_smooth_noise`.
+    """Smooth integers (height, width) along both axes: as in `coordinates`.
 
     `along` and what is smoothed have padded rows.
     """
@@ -68,12 +68,12 @@ def gather(images, order, first, last, room):
         starts[i] = order[first + i] * images.shape[1]
     for row in range(height):
         for column in range(width):
-            total, brightest = room.pixels[row + 1, column + 1], np.uint8(0)
+            values, lit = room.pixels[row + 1, column + 1], np.uint8(0)
             for i in range(count):
                 value = flat[starts[i] + np.uint64(row * width + column)]
-                total[i] = value
-                brightest |= value
-            room.brightest[row + 1, column + 1] = brightest
+                values[i] = value
+                lit |= value
+            room.lit[row + 1, column + 1] = lit
 
 
 @kernel
@@ -96,8 +96,8 @@ def interpolate(room, thickness, keep_zeros):
             right, below = first + np.uint64(1), above + np.uint64(1)
             if not (
                 keep_zeros
-                or room.brightest[above, first] | room.brightest[above, right]
-                | room.brightest[below, first] | room.brightest[below, right]
+                or room.lit[above, first] | room.lit[above, right]
+                | room.lit[below, first] | room.lit[below, right]
             ):  # fmt: skip
                 continue
             right_weight, lower_weight = x - left, y - top
@@ -149,7 +149,7 @@ class Group(NamedTuple):
         factors: (width,) a row of noise, float64.
         starts: (GROUP,) where each image starts among all images, uint64.
         pixels: (height + 2, width + 2, GROUP) the images with a dark edge, float32.
-        brightest: (height + 2, width + 2) 0 where all images are dark, uint8.
+        lit: (height + 2, width + 2) 0 where all images are dark, uint8.
         deformed: (pixels, GROUP) those of the deformed images that are not dark in all, uint8.
         places: (pixels,) which these are, uint16.
         ends: (tiles + 1,) how many of them come before each tile.
@@ -163,7 +163,7 @@ class Group(NamedTuple):
     factors: Array
     starts: Array
     pixels: Array
-    brightest: Array
+    lit: Array
     deformed: Array
     places: Array
     ends: Array
@@ -195,7 +195,7 @@ def deform(
         factors=np.empty(width),
         starts=np.empty(GROUP, np.uint64),
         pixels=np.zeros((height + 2, width + 2, GROUP), np.float32),
-        brightest=np.zeros((height + 2, width + 2), np.uint8),
+        lit=np.zeros((height + 2, width + 2), np.uint8),
         deformed=np.empty((height * width, GROUP), np.uint8),
         places=np.empty(height * width, np.uint16),
         ends=np.empty(deformed.bounds.shape[1], np.int64),
@@ -209,7 +209,7 @@ def deform(
 def deform_groups(
     room, images, order, start, deformations, elastic, down, along, deformed, keep_zeros
 ):
-    """Do that."""
+    """Do what `deform` says, with the room that it made."""
     for group in range(len(deformations.thickness)):
         first = start + group * GROUP
         last = min(first + GROUP, len(order))

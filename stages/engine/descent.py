@@ -9,7 +9,7 @@ from stages.engine.backward import round_row
 from stages.engine.compiler import exact_kernel, kernel
 from stages.engine.forward import ANCHOR32
 from stages.engine.parallel import RUNNING, WEIGHTS_TOO_LARGE, barrier, fail
-from stages.engine.products import ZERO, add_magnitudes, copy, fill, matrix
+from stages.engine.products import ZERO, add_magnitudes, copy, fill, matrix, units_of
 
 SGD, NESTEROV, ADAM = range(3)
 BETA1, BETA2, EPSILON = np.float32(Adam.beta1), np.float32(Adam.beta2), np.float32(Adam.epsilon)
@@ -94,7 +94,7 @@ def rows_of(network, layer, rank):
     """Return how many rows of a layer's W this thread has a part of."""
     if layer < len(network.inputs) - 1:
         return network.inputs[layer]
-    return network.edges[layer - 1, rank + 1] - network.edges[layer - 1, rank]
+    return units_of(network, layer - 1, rank)
 
 
 @kernel
@@ -140,7 +140,7 @@ def check_bounds(network, parameters, buffers, options, layer, rank):
     bound = network.weight_bound[layer] * parameters.quanta[layer]
     exceeded = False
     if options.quantise and layer < len(network.inputs) - 1:
-        for unit in range(network.edges[layer, rank + 1] - network.edges[layer, rank]):
+        for unit in range(units_of(network, layer, rank)):
             total = np.float64(parameters.column_sums[rank, layer, unit])
             if not total <= bound:
                 exceeded = True
@@ -163,6 +163,15 @@ def check_output_bounds(network, parameters, buffers, options):
 
 
 @kernel
+def exceeds(parameters, options, layer):
+    """Return whether any thread's part of a layer's W has a column that exceeds its bound."""
+    exceeded = False
+    for rank in range(options.threads):
+        exceeded |= parameters.exceeded[rank, layer]
+    return exceeded
+
+
+@kernel
 def enforce_bounds(network, parameters, buffers, options, rank):
     """Coarsen the weights' quanta until their bounds hold: `Exact.quantise_weights`.
 
@@ -171,22 +180,20 @@ def enforce_bounds(network, parameters, buffers, options, rank):
     if not options.quantise:
         return
     check_output_bounds(network, parameters, buffers, options)
+    output = len(network.inputs) - 1
     while True:
-        count = 0
-        for other in range(options.threads):
-            for layer in range(len(network.inputs) - 1):
-                count += np.int64(parameters.exceeded[other, layer])
-        if count == 0 or barrier(buffers.control, options.threads) != RUNNING:
+        exceeded = False
+        for layer in range(output):
+            exceeded |= exceeds(parameters, options, layer)
+        if not exceeded or barrier(buffers.control, options.threads) != RUNNING:
             return
-        for layer in range(len(network.inputs) - 1):
-            exceeded = False
-            for other in range(options.threads):
-                exceeded |= parameters.exceeded[other, layer]
-            if exceeded and rank == 0:
+        for layer in range(output):
+            if rank == 0 and exceeds(parameters, options, layer):
                 parameters.quanta[layer] *= 2.0
         if barrier(buffers.control, options.threads) != RUNNING:
             return
-        for layer in range(len(network.inputs) - 1):
+        # All of them, since the flags that say which are being written again.
+        for layer in range(output):
             clear_sums(network, parameters, layer, rank)
             rows = rows_of(network, layer, rank)
             quantise_weights(network, parameters, options, layer, rank, 0, rows)

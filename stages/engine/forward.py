@@ -16,6 +16,7 @@ from stages.engine.products import (
     gather_images,
     matrix,
     tiles_of,
+    units_of,
     widen,
 )
 
@@ -94,16 +95,16 @@ def compute_units(network, w, buffers, options, samples, start, count, mask_row,
         gather_images(buffers, samples, start, count, rank)
         combine_rows(
             buffers.activations, o, w, W, stride, columns, buffers.pixels[rank],
-            buffers.brightness[rank], buffers.image_bounds[rank], tiles_of(network.inputs[0]),
-            buffers.samples, 0, count, False,
+            buffers.brightness[rank], buffers.image_bounds[rank], tiles_of(network.inputs[0]), 0,
+            count, False,
         )  # fmt: skip
     else:
         more = False
         for other in range(options.threads):
-            tiles = tiles_of(network.edges[layer - 1, other + 1] - network.edges[layer - 1, other])
+            tiles = tiles_of(units_of(network, layer - 1, other))
             combine_rows(
                 buffers.activations, o, w, W, stride, columns, buffers.indices, buffers.values,
-                buffers.bounds[layer, other], tiles, buffers.samples, 0, count, more,
+                buffers.bounds[layer, other], tiles, 0, count, more,
             )  # fmt: skip
             more |= tiles > 0  # a thread may have no units
     b = w[network.b[layer] + first : network.b[layer] + last]
@@ -131,7 +132,7 @@ def compute_logits(network, w, buffers, count, rank):
     """Compute what this thread's units add to the logits of `count` samples."""
     output = len(network.inputs) - 1
     stride, W = network.stride[output, rank], network.W[output, rank]
-    units = network.edges[output - 1, rank + 1] - network.edges[output - 1, rank]
+    units = units_of(network, output - 1, rank)
     o, between = network.hidden[output - 1, rank], network.stride[output - 1, rank]
     logits, weights = buffers.partial_logits[rank].reshape(-1), buffers.wide_weights[rank]
     a = buffers.wide_block[rank, :units]

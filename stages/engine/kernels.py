@@ -44,6 +44,7 @@ from stages.engine.products import (
     tiles_at_once,
     tiles_of,
     transpose,
+    units_of,
     widen,
 )
 from stages.engine.vectors import atomic_load
@@ -84,7 +85,7 @@ def hidden_gradients(network, buffers, layer, count, top, bottom, block, rank):
     combine_rows(
         block, 0, buffers.per_unit, network.hidden[layer, rank], stride, columns,
         buffers.column_indices, buffers.column_values, buffers.column_bounds[layer],
-        tiles_of(count), buffers.units, top, bottom, False,
+        tiles_of(count), top, bottom, False,
     )  # fmt: skip
     for row in range(bottom - top):
         fill(block, row * stride + columns, (row + 1) * stride, ZERO)
@@ -146,7 +147,7 @@ def learn_biases(network, parameters, buffers, options, plan, n, layer, rank):
     output, start, units = len(network.inputs) - 1, network.b[layer], network.outputs[layer]
     if layer < output:
         start += network.edges[layer, rank]
-        units = network.edges[layer, rank + 1] - network.edges[layer, rank]
+        units = units_of(network, layer, rank)
     stop, block = start + units, buffers.block[rank]
     if layer == output:
         sums = buffers.wide_block[rank, :units]
@@ -221,7 +222,7 @@ def learn(network, parameters, buffers, options, samples, plan, rank):
 @entry_kernel
 def score(network, w, buffers, options, samples, rank):
     """Classify all samples, a micro-batch at a time."""
-    count, at_once = len(samples.rows), len(buffers.samples)
+    count, at_once = len(samples.rows), len(buffers.logits)
     no_mask = count - count  # not the literal 0, which has a type of its own
     for start in range(0, count, at_once):
         some = min(at_once, count - start)

@@ -91,7 +91,6 @@ class Buffers(NamedTuple):
     """What a micro-batch of up to `samples` samples needs.
 
     Attributes:
-        samples: (samples,) 0, 1, ..., int64.
         pixels: (threads, ...) the images as sparse rows: which pixels are not dark, uint16.
         brightness: their values, float32.
         image_bounds: (threads, samples, tiles + 1) where each row starts and each tile of it ends.
@@ -99,7 +98,6 @@ class Buffers(NamedTuple):
         values: their values, float32.
         bounds: (layers, threads, samples, tiles + 1) where each thread's part of each sparse row
             starts and each tile of it ends.
-        units: (inputs,) 0, 1, ..., int64.
         column_indices: sparse columns of the same activations: the samples, uint16.
         column_values: their values, float32.
         column_bounds: (layers, inputs, tiles + 1) where each sparse column starts, each tile ends.
@@ -119,14 +117,12 @@ class Buffers(NamedTuple):
         control: int64, the barrier and the threads' common status.
     """
 
-    samples: Array
     pixels: Array
     brightness: Array
     image_bounds: Array
     indices: Array
     values: Array
     bounds: Array
-    units: Array
     column_indices: Array
     column_values: Array
     column_bounds: Array

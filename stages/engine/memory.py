@@ -22,8 +22,6 @@ from stages.engine.layout import (
 )
 from stages.engine.parallel import CONTROL_SIZE
 
-PADDING = 64  # flags between those of two threads
-
 
 def lay_out(sizes: Sequence[int], samples: int, threads: int, exact: bool) -> Network:
     """Return where everything lies for a network of such sizes.
@@ -101,28 +99,25 @@ def allocate_parameters(network: Network, threads: int, average: bool, slots: in
         quanta=np.array(Exact(layers).weight_quanta),
         column_sums=aligned((threads, layers, int(network.stride.max())), np.float32),
         row_sums=aligned((threads, layers, int(network.inputs[1:].max())), np.float64),
-        exceeded=np.zeros((threads, layers + PADDING), np.bool_),
+        exceeded=np.zeros((threads, layers + CACHE_LINE), np.bool_),
     )
 
 
 def allocate_buffers(network: Network, samples: int, threads: int) -> Buffers:
     """Return the buffers for micro-batches of up to `samples` samples."""
     between = network.inputs[1:-1]  # inputs of the layers between two hidden ones
-    sparse, most = samples * int(between.sum()), int(network.inputs.max())
-    deep = int(between.max(initial=0))
+    sparse, deep = samples * int(between.sum()), int(between.max(initial=0))
     images, tiles = samples * int(network.inputs[0]), -(-int(network.inputs[0]) // TILE)
     hidden = samples * network.stride[:-1].sum(axis=1)
     output, stride = int(network.stride[-1, 0]), int(network.stride.max())
     wide = max((TILE + 1) * output + stride, NARROW * (NARROW + 1))
     return Buffers(
-        samples=np.arange(samples),
         pixels=aligned((threads, images), np.uint16),
         brightness=aligned((threads, images), np.float32),
         image_bounds=np.zeros((threads, samples, tiles + 1), np.int64),
         indices=np.empty(sparse, np.uint16),
         values=np.empty(sparse, np.float32),
         bounds=np.zeros((len(network.inputs), threads, samples, deep // TILE + 2), np.int64),
-        units=np.arange(most),
         column_indices=np.empty(sparse, np.uint16),
         column_values=np.empty(sparse, np.float32),
         column_bounds=np.zeros((len(network.inputs), deep, samples // TILE + 2), np.int64),

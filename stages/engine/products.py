@@ -1,7 +1,8 @@
 """Products that visit only what is not zero: an image's bright pixels, a sample's active units.
 
-A layer's inputs are kept as sparse rows (the inputs of each sample), and transposed into sparse
-columns (the samples of each input) for the gradient. All sums here are exact.
+A layer's inputs are kept as sparse rows (the inputs of each sample); between hidden layers they are
+transposed into sparse columns (the samples of each input) for the gradient, too. All sums here are
+exact.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ scatter_64, scatter_32, scatter_16 = map(row_scatter, (64, 32, 16))
 
 @kernel
 def combine_rows(
-    out, o, matrix, m, stride, columns, indices, factors, bounds, tiles, rows, first, last, more
+    out, o, matrix, m, stride, columns, indices, factors, bounds, tiles, first, last, more
 ):
     """Multiply sparse rows with a matrix: row r of `out` = factors[k] * matrix row indices[k].
 
     `out`, from offset `o`, and `matrix`, from offset `m`, have the same stride, and `columns` is a
-    multiple of LANES. The sparse rows `rows[first]` to `rows[last]` become rows 0, 1, ... of `out`,
-    or are added to these if there is `more`. All of them take a tile of the matrix, TILE rows of
-    up to 64 columns, before any takes the next, so that it stays in the first cache.
+    multiple of LANES. Rows `first` to `last` of the sparse ones become rows 0, 1, ... of `out`, or
+    are added to these if there is `more`. All of them take a tile of the matrix, TILE rows of up to
+    64 columns, before any takes the next, so that it stays in the first cache.
     """
     column, step = 0, tiles_at_once(columns)
     while column < columns:
@@ -37,22 +38,22 @@ def combine_rows(
         for tile in range(0, tiles, step):
             there, again, end = o + column, more or tile > 0, min(tile + step, tiles)
             if left >= 64:
-                for n in range(first, last):
-                    start, stop = bounds[rows[n], tile], bounds[rows[n], end]
+                for r in range(first, last):
+                    start, stop = bounds[r, tile], bounds[r, end]
                     combine_64(
                         out, there, matrix, here, stride, indices, factors, start, stop, again
                     )
                     there += stride
             elif left >= 32:
-                for n in range(first, last):
-                    start, stop = bounds[rows[n], tile], bounds[rows[n], end]
+                for r in range(first, last):
+                    start, stop = bounds[r, tile], bounds[r, end]
                     combine_32(
                         out, there, matrix, here, stride, indices, factors, start, stop, again
                     )
                     there += stride
             else:
-                for n in range(first, last):
-                    start, stop = bounds[rows[n], tile], bounds[rows[n], end]
+                for r in range(first, last):
+                    start, stop = bounds[r, tile], bounds[r, end]
                     combine_16(
                         out, there, matrix, here, stride, indices, factors, start, stop, again
                     )
@@ -119,6 +120,12 @@ def matrix(flat, offset, rows, columns):
 def tiles_of(rows):
     """Return how many tiles the rows of a matrix make."""
     return (rows + TILE - 1) // TILE
+
+
+@kernel
+def units_of(network, layer, rank):
+    """Return how many units of a hidden layer this thread has."""
+    return network.edges[layer, rank + 1] - network.edges[layer, rank]
 
 
 @kernel

@@ -11,8 +11,6 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 INDEX = ir.IntType(64)
-
-
 FLOATS = 64  # float32 numbers that are added up at a time: enough for an addition's latency
 
 
@@ -219,7 +217,7 @@ def prefetch(typing, array, i):  # type: ignore[no-untyped-def]
     """Begin to load the cache line of an array's element into the second cache."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = builder.gep(_data(context, builder, signature, arguments, 0), [arguments[1]])
+        pointer = _element(context, builder, signature, arguments)
         pointer = builder.bitcast(pointer, ir.PointerType(ir.IntType(8)))
         word = ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [pointer.type, word, word, word])
@@ -242,8 +240,7 @@ def float_of_bits(typing, bits):  # type: ignore[no-untyped-def]
 
 
 def _element(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    array = context.make_array(signature.args[0])(context, builder, arguments[0])
-    return builder.gep(array.data, [arguments[1]])
+    return builder.gep(_data(context, builder, signature, arguments, 0), [arguments[1]])
 
 
 @intrinsic
