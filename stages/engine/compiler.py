@@ -29,7 +29,8 @@ import numba
 import numpy as np
 from numba.core import config
 from numba.core.caching import NullCache
-from numba.core.compiler import CompileResult
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler, CompileResult
 from numba.core.serialize import dumps
 
 # As in `stages.engine`: nor does a .numba_config.yaml in the working directory reach the engine.
@@ -148,13 +149,56 @@ class KernelCache(NullCache):
                 part.unlink()
 
 
+class InnerLibrary(JITCodeLibrary):
+    """The LLVM code of a kernel that kernels alone call.
+
+    It is optimised and made machine code within its callers, never by itself: Numba would do both
+    once for every kernel, and again for all that call it.
+    """
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalize_dynamic_globals()  # type: ignore[no-untyped-call]
+        self._finalized = True
+
+    def get_pointer_to_function(self, name: str) -> int:
+        """Return 0: there is no machine code."""
+        self._ensure_finalized()  # type: ignore[no-untyped-call]
+        return 0
+
+    @property
+    def codegen(self) -> InnerLibrary:
+        """What `set_env` is called of."""
+        return self
+
+    def set_env(self, name: str, environment: object) -> None:
+        """Do nothing: only machine code would find the environment."""
+
+
+class InnerCompiler(Compiler):
+    """Numba's compiler, for a kernel that kernels alone call."""
+
+    def compile_extra(self, function: Callable[..., Any]) -> Any:
+        """Compile the kernel."""
+        about = self.state.targetctx.codegen(), function.__qualname__
+        self.state.library = InnerLibrary(*about)  # type: ignore[no-untyped-call]
+        return super().compile_extra(function)  # type: ignore[no-untyped-call]
+
+
 Kernel = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 # Without NRT, Numba counts no references to arrays, for every view an atomic addition to a cache
 # line that all threads share. So a kernel allocates nothing.
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False}
 # What kernels alone call needs no entry from Python.
-INNER: dict[str, Any] = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+INNER: dict[str, Any] = {
+    **OPTIONS,
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+    "pipeline_class": InnerCompiler,
+}
 
 kernel: Kernel = numba.njit(**INNER)
 

@@ -244,8 +244,8 @@ def compress_images(dense, images, keep_zeros):
 
 
 @entry_kernel
-def begin(network, parameters, buffers, options, rank):
-    """Quantise this thread's part of every W."""
+def quantise(network, parameters, buffers, options, rank):
+    """Quantise this thread's part of every W, within their bounds."""
     for layer in range(len(network.inputs)):
         clear_sums(network, parameters, layer, rank)
         rows = rows_of(network, layer, rank)
@@ -256,12 +256,6 @@ def begin(network, parameters, buffers, options, rank):
             copy(parameters.quantised[start:stop], parameters.w[start:stop])
     if barrier(buffers.control, options.threads) == RUNNING:
         enforce_bounds(network, parameters, buffers, options, rank)
-
-
-@entry_kernel
-def enforce(network, parameters, buffers, options, rank):
-    """Bring the weights within their bounds, as the next step would."""
-    enforce_bounds(network, parameters, buffers, options, rank)
 
 
 @entry_kernel

@@ -144,9 +144,7 @@ class Training:
             epoch = self.epoch + 1  # which checks these weights, if their average alone was scored
         with ThreadPoolExecutor(self.threads) as self.pool:
             try:
-                self._everywhere(
-                    kernels.begin, self.network, self.parameters, self.buffers, self.options
-                )
+                self._quantise()
                 for epoch in range(self.epoch + 1, self.config.epochs + 1):
                     self.epoch = epoch
                     on_epoch(self._run_epoch())
@@ -226,6 +224,12 @@ class Training:
         columns = zip(*rows, strict=True)
         return Plan(*(np.array(c, kind) for c, kind in zip(columns, kinds, strict=True)))
 
+    def _quantise(self) -> None:
+        """Quantise the weights within their bounds, as the next step would."""
+        self._everywhere(
+            kernels.quantise, self.network, self.parameters, self.buffers, self.options
+        )
+
     def _learn(self, order: Array, samples: Samples, plan: Plan, rank: int) -> None:
         """Take one thread through an epoch, window by window."""
         drawn = 0
@@ -279,10 +283,10 @@ class Training:
 
     def _parameters_to_score(self) -> list[Layer]:
         """Return the parameters to score and keep."""
-        parameters = self.parameters
+        flat = self.parameters.average
         if not self.config.ema_decay:
-            self._everywhere(kernels.enforce, self.network, parameters, self.buffers, self.options)
-        flat = parameters.average if self.config.ema_decay else parameters.quantised
+            self._quantise()
+            flat = self.parameters.quantised
         layers, _ = parameters_to_score(layers_of(flat, self.network), self.config, self.arithmetic)
         return layers
 

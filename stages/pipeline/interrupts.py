@@ -14,13 +14,20 @@ INTERRUPTED = "interrupted: every file on disk is whole, and 'dvc repro' goes on
 _received: list[int] = []
 
 
+def _nothing(signal_number: int, frame: object) -> None:
+    """Ignore a Ctrl-C.
+
+    With `SIG_IGN` instead, Python prints a traceback for one that came just before that was set.
+    """
+
+
 def end_at_once(signal_number: int, frame: object) -> None:
     """Say the line and end the process, without anything that could raise or wait.
 
     While a stage is imported, a library could take an exception for its own; after the first Ctrl-C
     an exception could end what cleans up. No file is half-written at any moment.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, _nothing)
     os.write(2, f"{INTERRUPTED}\n".encode())
     os._exit(130)
 
