@@ -30,7 +30,7 @@ from stages.core.exact import FINEST_WEIGHT_QUANTUM, ExactnessError
 from stages.core.network import Layer
 from stages.core.state import State
 from stages.core.training import DivergedError, Epoch
-from stages.engine import compiler, products
+from stages.engine import compiler, products, training
 from stages.engine.backward import largest_magnitude
 from stages.engine.deformation import deform
 from stages.engine.memory import allocate_images
@@ -175,6 +175,20 @@ def test_zeros_can_be_kept_and_change_no_byte() -> None:
     assert_same(by_the_engine(config, 2, skip_zeros=False), expected)
 
 
+@pytest.mark.parametrize("keep_zeros", [False, True])
+@pytest.mark.parametrize("name", ["an uneven last batch", "dropout", "two micro-batches"])
+def test_images_that_are_not_all_kept_compressed_change_no_byte(
+    monkeypatch: pytest.MonkeyPatch, name: str, keep_zeros: bool
+) -> None:
+    monkeypatch.setattr(training, "RESIDENT", 1000)
+    monkeypatch.setattr(training, "CHUNK", 128)  # so that the ring has less room than an epoch
+    monkeypatch.setattr(training, "WINDOW", 4 * 128)
+    config = replace(BASE, **CONFIGS[name])
+    for threads in THREADS:
+        found = by_the_engine(config, threads, skip_zeros=not keep_zeros)
+        assert_same(found, by_the_textbook(config))
+
+
 def test_plain_float32_stays_close_to_exact_arithmetic() -> None:
     (exact, curves), (plain, others) = (by_the_engine(BASE, 2, exact=e) for e in (True, False))
     assert digest(exact) != digest(plain)
@@ -216,13 +230,13 @@ def test_threads_that_are_late_change_no_byte(monkeypatch: pytest.MonkeyPatch) -
     config = replace(BASE, hidden_sizes=[40, 20], augmentation=EVERYTHING, dropout=0.1)
     expected = by_the_textbook(config)
     chance = random.Random(1)
-    late: Callable[..., None] = Training._deform
+    late: Callable[..., None] = Training._prepare
 
-    def deform_late(training: Training, order: Array, chunk: int) -> None:
+    def prepare_late(training: Training, order: Array, chunk: int) -> None:
         time.sleep(chance.choice([0.0, 0.01, 0.03]))
         late(training, order, chunk)
 
-    monkeypatch.setattr(Training, "_deform", deform_late)
+    monkeypatch.setattr(Training, "_prepare", prepare_late)
     for threads in (2, 3, 4):
         assert_same(by_the_engine(config, threads), expected)
 
@@ -285,7 +299,7 @@ def test_a_thread_that_fails_ends_the_training(monkeypatch: pytest.MonkeyPatch) 
         if chunk == 1:
             raise MemoryError("planted")
 
-    monkeypatch.setattr(Training, "_deform", fail)
+    monkeypatch.setattr(Training, "_prepare", fail)
     with pytest.raises(MemoryError, match="planted"):
         by_the_engine(replace(BASE, augmentation=EVERYTHING), 2)
 

@@ -234,13 +234,18 @@ def score(network, w, buffers, options, samples, rank):
 
 
 @entry_kernel
-def compress_images(dense, images, keep_zeros):
-    """Write images, (images, pixels) uint8, as sparse rows one after the other."""
-    place = 0
-    for n in range(len(dense)):
+def compress_images(dense, order, start, stop, images, keep_zeros):
+    """Write the images `order[start]`, ... of `dense`, (images, pixels) uint8, as sparse rows.
+
+    `images` is a ring: image n becomes the row n % rows.
+    """
+    rows = len(images.bounds)
+    place = start % rows * dense.shape[1]
+    for n in range(start, stop):
         place = compress(
-            dense[n], 0, place, images.pixels, images.brightness, images.bounds[n], keep_zeros
-        )
+            dense[order[n]], 0, place, images.pixels, images.brightness, images.bounds[n % rows],
+            keep_zeros,
+        )  # fmt: skip
 
 
 @entry_kernel

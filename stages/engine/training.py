@@ -42,6 +42,8 @@ from stages.engine.parallel import LAYER, RUNNING, STATUS, STOPPED, WEIGHTS_TOO_
 
 WINDOW = 4 * CHUNK
 """Images that are deformed, or whose dropped units are drawn, before they are learned."""
+RESIDENT = 2**17
+"""Images that are compressed once; of more, those of a window are, so that memory stays bounded."""
 LEAST_ROWS = 128
 """Of the buffers, so that scoring takes many samples at once whatever the batch size."""
 
@@ -107,12 +109,16 @@ class Training:
             quantise=exact,
             keep_zeros=not skip_zeros,
         )
-        if config.augmentation:
+        self.in_ring = bool(config.augmentation) or len(images) > RESIDENT
+        if self.in_ring:
             rows = WINDOW + 2 * CHUNK
-            self.ring = allocate_images(rows, self.images.shape[1], rows * self.images.shape[1])
-            self.gaussians = [gaussian(config.augmentation.smoothness, n) for n in self.shape]
+            self.sparse_images = allocate_images(
+                rows, self.images.shape[1], rows * self.images.shape[1]
+            )
         else:
             self.sparse_images = compressed(self.images, skip_zeros)
+        if config.augmentation:
+            self.gaussians = [gaussian(config.augmentation.smoothness, n) for n in self.shape]
         self.epoch, self.step, self.best_accuracy = 0, 0, -1.0
         self.kept: list[Layer] = []
 
@@ -183,12 +189,8 @@ class Training:
         config, epoch, count = self.config, self.epoch, len(self.images)
         order = np.random.default_rng([config.seed, epoch]).permutation(count)
         plan = self._plan(count)
-        in_ring = bool(config.augmentation)
-        samples = self._samples(
-            self.ring if in_ring else self.sparse_images,
-            np.arange(count) % len(self.ring.bounds) if in_ring else order,
-            self.labels[order],
-        )
+        rows = np.arange(count) % len(self.sparse_images.bounds) if self.in_ring else order
+        samples = self._samples(self.sparse_images, rows, self.labels[order])
         self._everywhere(self._learn, order, samples, plan)
         train_loss = self.arithmetic.loss_sum(log(samples.total) - samples.shifted) / count
         layers = self._parameters_to_score()
@@ -234,11 +236,11 @@ class Training:
         """Take one thread through an epoch, window by window."""
         drawn = 0
         for first, last in self._windows(plan):
-            if self.config.augmentation:
+            if self.in_ring:
                 needed = -(-int(plan.stop[last - 1]) // CHUNK)
                 for chunk in range(drawn, needed):
                     if chunk % self.threads == rank:
-                        self._deform(order, chunk)
+                        self._prepare(order, chunk)
                 drawn = needed
             if self.config.dropout:
                 samples = samples._replace(masks=self._masks(plan, first, last))
@@ -253,7 +255,7 @@ class Training:
 
     def _windows(self, plan: Plan) -> Iterator[tuple[int, int]]:
         """Cut an epoch's micro-batches into windows of about `WINDOW` images, if need be."""
-        if not (self.config.augmentation or self.config.dropout):
+        if not (self.in_ring or self.config.dropout):
             yield 0, len(plan.start)
             return
         first = 0
@@ -263,14 +265,20 @@ class Training:
             yield first, last
             first = last
 
-    def _deform(self, order: Array, chunk: int) -> None:
-        """Deform the images whose deformations are drawn together."""
-        augmentation, seed = self.config.augmentation, [self.config.seed, self.epoch]
+    def _prepare(self, order: Array, chunk: int) -> None:
+        """Compress the images of a chunk, deformed as drawn for it if they are to be."""
+        augmentation, start = self.config.augmentation, chunk * CHUNK
+        images, keep_zeros = self.sparse_images, self.options.keep_zeros
+        if not augmentation:
+            stop = min(start + CHUNK, len(order))
+            kernels.compress_images(self.images, order, start, stop, images, keep_zeros)
+            return
+        seed = [self.config.seed, self.epoch]
         drawn = draw_chunk(augmentation, self.shape, len(order), seed, chunk)
         down, along = self.gaussians
         deform(
-            self.images, order, chunk * CHUNK, self.shape, drawn, augmentation.elastic, down, along,
-            self.ring, self.options.keep_zeros,
+            self.images, order, start, self.shape, drawn, augmentation.elastic, down, along, images,
+            keep_zeros,
         )  # fmt: skip
 
     def _masks(self, plan: Plan, first: int, last: int) -> Array:
@@ -341,7 +349,7 @@ def compressed(images: Array, skip_zeros: bool) -> SparseImages:
     """Return images (images, pixels) uint8 without their dark pixels, unless they are wanted."""
     bright = np.count_nonzero(images) if skip_zeros else images.size
     sparse = allocate_images(len(images), images.shape[1], int(bright))
-    kernels.compress_images(images, sparse, not skip_zeros)
+    kernels.compress_images(images, np.arange(len(images)), 0, len(images), sparse, not skip_zeros)
     return sparse
 
 

@@ -31,6 +31,8 @@ DEBIAN = {
 }
 PURE = ("pydantic", "pyyaml", "tqdm")
 """What training imports beside NumPy."""
+ENGINE = ("numba", "llvmlite")
+"""And what the engine does; without these the textbook trains."""
 PACKAGES = ("numpy", "matplotlib", "pydantic", "pyyaml", "tqdm", "tensorflow", "dvc")
 
 
@@ -46,9 +48,9 @@ class Machine:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def older_numpy(cache: Path, variant: str) -> Machine:
-    """Return this Python with another NumPy from PyPI, whose wheel brings its own OpenBLAS."""
-    return Machine(environment={"PYTHONPATH": str(wheels(cache, f"numpy=={variant}"))})
+def other_wheels(cache: Path, variant: str) -> Machine:
+    """Return this Python with other wheels from PyPI, given as `name==version ...`."""
+    return Machine(environment={"PYTHONPATH": str(wheels(cache, *variant.split()))})
 
 
 def other_python(cache: Path, variant: str) -> Machine:
@@ -82,7 +84,7 @@ def aarch64(cache: Path, variant: str) -> Machine:
     """Return the same NumPy's wheel for aarch64, on a processor that QEMU emulates."""
     root = unpacked(cache, "arm64")
     python = _one(root, "usr/bin/python3.*")
-    path = wheels(cache, _numpy(), *PURE, python=python.name, machine="aarch64")
+    path = wheels(cache, _numpy(), *ENGINE, *PURE, python=python.name, machine="aarch64")
     return Machine([*_qemu(cache, "aarch64", variant), "-L", str(root), str(python)],
                    {"PYTHONHOME": str(root / "usr"), "PYTHONPATH": str(path)})  # fmt: skip
 

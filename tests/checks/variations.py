@@ -140,8 +140,13 @@ VARIATIONS = (
     # On these machines are neither DVC nor TensorFlow, so that only training runs there.
     *(_on(machines.other_python, f"Python {version}", version, trains_only=True)
       for version in ("3.12", "3.13", "3.14")),
-    *(_on(machines.older_numpy, f"NumPy {version}", version, trains_only=True)
+    # A wheel of NumPy brings its own OpenBLAS.
+    *(_on(machines.other_wheels, f"NumPy {version}", f"numpy=={version}", trains_only=True)
       for version in ("1.26.4", "2.0.2")),
+    _on(machines.other_wheels, "Numba 0.61.2", "numba==0.61.2 llvmlite==0.44.0 numpy==2.2.6",
+        trains_only=True),
+    _on(machines.other_wheels, "Numba 0.65.1", "numba==0.65.1 llvmlite==0.47.0 numpy==2.4.6",
+        trains_only=True),
     *(_on(machines.debian_numpy, f"Debian's NumPy, {name}", folder, trains_only=True)
       for name, folder in (("reference BLAS", "blas"), ("ATLAS", "atlas"),
                            ("BLIS", "blis-pthread"), ("OpenBLAS", "openblas-pthread"))),
@@ -225,6 +230,7 @@ class Result:
 
     Attributes:
         machine: what it ran on.
+        loop: what trained, `engine` or `textbook`.
         model: SHA-256 sum of the model file.
         scores: SHA-256 sum of all other outputs that it wrote, one after the other.
         accuracy: on the test images.
@@ -232,6 +238,7 @@ class Result:
     """
 
     machine: dict[str, str]
+    loop: str
     model: str
     scores: str
     accuracy: float
@@ -267,8 +274,12 @@ def train(project: Path, variation: Variation, cache: Path) -> Result:
             run_python([ROOT / "tests/checks/machines.py"], folder, variation, machine)
         )
         start = time.monotonic()
-        for stage in ("train", "evaluate"):
+        said = [
             run_python(["-m", f"stages.{stage}"], folder, variation, machine)
+            for stage in ("train", "evaluate")
+        ]
+        fell_back = "the textbook loop trains" in said[0]
+        loop = "textbook" if fell_back or "ENGINE" in variation.environment else "engine"
         seconds = time.monotonic() - start
         model, scores = hashlib.sha256((folder / MODEL).read_bytes()), hashlib.sha256()
         for path in sorted(folder.rglob("*")):
@@ -278,7 +289,7 @@ def train(project: Path, variation: Variation, cache: Path) -> Result:
             if made_here and name != Path(MODEL) and name.parts[0] != ".dvc":
                 scores.update(path.read_bytes())
         accuracy = json.loads((folder / METRICS).read_text())["test"]["accuracy"]
-        return Result(about, model.hexdigest(), scores.hexdigest(), accuracy, seconds)
+        return Result(about, loop, model.hexdigest(), scores.hexdigest(), accuracy, seconds)
 
 
 def main() -> int:
@@ -329,10 +340,10 @@ def table(project: Path, variations: Sequence[Variation], cache: Path) -> bool |
     Where none of them could be run, that is neither true nor false.
     """
     images = len(np.load(project / "data/processed/y_train.npy"))
-    columns = "{:30} {:7} {:7} {:31} {:10} {:12} {:12} {:8} {:>7}"
+    columns = "{:30} {:7} {:7} {:31} {:10} {:8} {:12} {:12} {:8} {:>7}"
     print(f"\n{images} training images")
-    print(columns.format("variation", "Python", "NumPy", "BLAS", "SIMD", "model", "scores",
-                         "accuracy", "seconds"))  # fmt: skip
+    print(columns.format("variation", "Python", "NumPy", "BLAS", "SIMD", "loop", "model",
+                         "scores", "accuracy", "seconds"))  # fmt: skip
     results, failures = [], []
     for variation in [UNCHANGED, *(v for v in variations if v != UNCHANGED)]:
         try:
@@ -349,8 +360,8 @@ def table(project: Path, variations: Sequence[Variation], cache: Path) -> bool |
             about = result.machine
             print(columns.format(
                 variation.name, about["Python"], about["numpy"], about["BLAS"],
-                about["SIMD"].split()[-1], result.model[:12], result.scores[:12],
-                f"{result.accuracy:.2%}", f"{result.seconds:.1f}",
+                about["SIMD"].split()[-1], result.loop, result.model[:12],
+                result.scores[:12], f"{result.accuracy:.2%}", f"{result.seconds:.1f}",
             ), flush=True)  # fmt: skip
     print(*failures, sep="\n", end="")
     if len(results) == 1 and not failures and any(v != UNCHANGED for v in variations):
