@@ -35,7 +35,7 @@ from stages.engine.backward import largest_magnitude
 from stages.engine.deformation import deform
 from stages.engine.memory import allocate_images
 from stages.engine.training import Training, compressed
-from stages.engine.vectors import four_dots
+from stages.engine.vectors import eight_dots
 from stages.pipeline.checkpoint import load_checkpoint, save_checkpoint
 from tests.checks.small_project import ROOT, environment
 
@@ -366,17 +366,17 @@ def sparse_rows(rows: Array) -> tuple[Array, Array, Array]:
 
 
 @pytest.mark.parametrize("columns", [16, 32, 48, 528])
-def test_four_dot_products_agree_with_numpy(columns: int) -> None:
+def test_eight_dot_products_agree_with_numpy(columns: int) -> None:
     @numba.njit
-    def compiled(rows, weights):  # type: ignore[no-untyped-def]
-        starts = np.arange(4) * rows.shape[1]
-        a, b, c, d = starts[2], starts[0], starts[3], starts[1]
-        return four_dots(rows.ravel(), a, b, c, d, weights, 1, rows.shape[1])
+    def compiled(matrix, indices, row):  # type: ignore[no-untyped-def]
+        return eight_dots(matrix.ravel(), indices, 2, 1, matrix.shape[1], row, 3, columns)
 
     generator = np.random.default_rng(1)
-    rows = generator.integers(-50, 50, (4, columns)).astype(np.float32)
-    weights = generator.integers(-50, 50, columns + 1).astype(np.float32)
-    assert list(compiled(rows, weights)) == (rows[[2, 0, 3, 1]] @ weights[1:]).tolist()
+    matrix = generator.integers(-50, 50, (11, columns + 5)).astype(np.float32)
+    row = generator.integers(-50, 50, columns + 3).astype(np.float32)
+    indices = generator.permutation(11).astype(np.uint16)
+    expected = matrix[indices[2:10], 1 : 1 + columns] @ row[3:]
+    assert list(compiled(matrix, indices, row)) == expected.tolist()
 
 
 @pytest.mark.parametrize("row", [[0.0], [3.0, -4.0, 0.5], [-0.0, -np.inf, 2.0], [1.0, np.nan, 9.0]])

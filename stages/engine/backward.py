@@ -11,10 +11,10 @@ from stages.engine.compiler import exact_kernel, kernel
 from stages.engine.forward import ANCHOR32, ANCHOR64
 from stages.engine.parallel import DELTAS_TOO_LARGE, WEIGHTS_TOO_LARGE, fail
 from stages.engine.products import ZERO, combine_32, dot, fill, matrix, tiles_of, units_of
-from stages.engine.vectors import float_of_bits, four_dots
+from stages.engine.vectors import eight_dots, float_of_bits
 
 WIDTH = 32  # units whose deltas are computed together
-CACHED = 16384  # deltas that the second cache holds well
+CACHED = 8192  # weights that the first cache holds
 OUTPUT_DELTA_ANCHOR = ANCHOR64 * exact.OUTPUT_DELTA_QUANTUM
 
 
@@ -67,38 +67,38 @@ def mask_deltas(delta, activations, product):
 
 @kernel
 def hidden_to_hidden(network, w, buffers, layer, count, rank):
-    """Compute what this thread's units of a hidden layer add to the deltas of the layer below."""
-    columns, stride = network.columns[layer, rank], network.stride[layer, rank]
-    W, above = network.W[layer, rank], network.hidden[layer, rank]
-    deltas_above = matrix(buffers.per_sample, above, count, stride)
-    indices, bounds = buffers.column_indices, buffers.column_bounds[layer]
-    places, tiles, rows = buffers.column_places[rank], tiles_of(count), max(4, CACHED // stride)
-    for unit in range(network.inputs[layer]):
-        places[unit] = bounds[unit, 0]
+    """Compute what this thread's units of a hidden layer add to the deltas of the layer below.
+
+    Only active units get deltas. A few rows of W at a time, as many as the first cache holds, meet
+    all samples.
+    """
+    W, stride = network.W[layer, rank], network.stride[layer, rank]
+    columns, above = network.columns[layer, rank], network.hidden[layer, rank]
+    indices, places, deltas = buffers.indices, buffers.column_places[rank], buffers.per_sample
+    at_once = max(8, CACHED // stride)
     for other in range(len(buffers.partial)):
+        bounds = buffers.bounds[layer, other]
         first, last = network.edges[layer - 1, other], network.edges[layer - 1, other + 1]
-        width = network.stride[layer - 1, other]
         o = network.hidden[layer - 1, other] - network.hidden[layer - 1, 0]
-        partial = matrix(buffers.partial[rank], o, count, width)
-        for top in range(0, count, rows):
-            bottom = min(top + rows, count)
-            for unit in range(first, last):
-                start, k, end = W + unit * stride, places[unit], bounds[unit, tiles]
-                row = w[start : start + columns]
-                while k + 3 < end and indices[k + 3] < bottom:
-                    products = four_dots(
-                        buffers.per_sample, above + indices[k] * stride,
-                        above + indices[k + 1] * stride, above + indices[k + 2] * stride,
-                        above + indices[k + 3] * stride, w, start, columns,
-                    )  # fmt: skip
-                    for n in range(4):
-                        partial[indices[k + n], unit - first] = products[n]
-                    k += 4
-                while k < end and indices[k] < bottom:
-                    product = dot(deltas_above[indices[k], :columns], row)
-                    partial[indices[k], unit - first] = product
-                    k += 1
-                places[unit] = k
+        partial = matrix(buffers.partial[rank], o, count, network.stride[layer - 1, other])
+        tiles = tiles_of(last - first)
+        for i in range(count):
+            places[i] = bounds[i, 0]
+        for left in range(first, last, at_once):
+            for i in range(count):
+                k, end, row = places[i], bounds[i, tiles], above + i * stride
+                while k + 7 < end and indices[k] < left + at_once:
+                    products = eight_dots(w, indices, k, W, stride, deltas, row, columns)
+                    for n in range(8):
+                        partial[i, indices[k + n] - first] = products[n]
+                    k += 8
+                places[i] = k
+        for i in range(count):
+            row = above + i * stride
+            for k in range(places[i], bounds[i, tiles]):
+                start = W + indices[k] * stride
+                product = dot(w[start : start + columns], deltas[row : row + columns])
+                partial[i, indices[k] - first] = product
 
 
 @kernel

@@ -6,7 +6,7 @@ import numpy as np
 
 from stages.core import elementary, exact
 from stages.engine.compiler import kernel
-from stages.engine.layout import LANES
+from stages.engine.layout import LANES, TILE
 from stages.engine.parallel import RUNNING, barrier
 from stages.engine.products import (
     ZERO,
@@ -14,7 +14,6 @@ from stages.engine.products import (
     combine_rows,
     compress,
     gather_images,
-    matrix,
     tiles_of,
     units_of,
     widen,
@@ -88,41 +87,55 @@ def softmax(logits, b, samples, n, quantise):
 @kernel
 def compute_units(network, w, buffers, options, samples, start, count, mask_row, layer, rank):
     """Compute a hidden layer's activations of this thread's units, for `count` samples."""
-    first, last = network.edges[layer, rank], network.edges[layer, rank + 1]
-    o, W, stride = network.hidden[layer, rank], network.W[layer, rank], network.stride[layer, rank]
-    columns = network.columns[layer, rank]
     if layer == 0:
         gather_images(buffers, samples, start, count, rank)
+    for top in range(0, count, TILE):
+        bottom = min(top + TILE, count)
+        multiply_inputs(network, w, buffers, options, top, bottom, layer, rank)
+        activate_units(network, w, buffers, options, samples, top, bottom, mask_row, layer, rank)
+
+
+@kernel
+def multiply_inputs(network, w, buffers, options, top, bottom, layer, rank):
+    """Multiply a layer's inputs of the samples `top` to `bottom` with this thread's part of W."""
+    W, stride = network.W[layer, rank], network.stride[layer, rank]
+    columns, o = network.columns[layer, rank], network.hidden[layer, rank] + top * stride
+    if layer == 0:
         combine_rows(
             buffers.activations, o, w, W, stride, columns, buffers.pixels[rank],
-            buffers.brightness[rank], buffers.image_bounds[rank], tiles_of(network.inputs[0]), 0,
-            count, False,
+            buffers.brightness[rank], buffers.image_bounds[rank], tiles_of(network.inputs[0]), top,
+            bottom, False,
         )  # fmt: skip
-    else:
-        more = False
-        for other in range(options.threads):
-            tiles = tiles_of(units_of(network, layer - 1, other))
-            combine_rows(
-                buffers.activations, o, w, W, stride, columns, buffers.indices, buffers.values,
-                buffers.bounds[layer, other], tiles, 0, count, more,
-            )  # fmt: skip
-            more |= tiles > 0  # a thread may have no units
+        return
+    more = False
+    for other in range(options.threads):
+        tiles = tiles_of(units_of(network, layer - 1, other))
+        combine_rows(
+            buffers.activations, o, w, W, stride, columns, buffers.indices, buffers.values,
+            buffers.bounds[layer, other], tiles, top, bottom, more,
+        )  # fmt: skip
+        more |= tiles > 0  # a thread may have no units
+
+
+@kernel
+def activate_units(network, w, buffers, options, samples, top, bottom, mask_row, layer, rank):
+    """Turn products into activations, and for another hidden layer into sparse rows as well."""
+    first, last = network.edges[layer, rank], network.edges[layer, rank + 1]
+    o, stride = network.hidden[layer, rank], network.stride[layer, rank]
     b = w[network.b[layer] + first : network.b[layer] + last]
     saturation, quantum = network.saturation[layer + 1], network.quantum[layer + 1]
-    activations = matrix(buffers.activations, o, count, stride)
     mask = first
     for lower in range(layer):
         mask += network.outputs[lower]
-    for i in range(count):
-        a = activations[i, : last - first]
+    for i in range(top, bottom):
+        a = buffers.activations[o + i * stride : o + i * stride + last - first]
         activate(a, b, saturation, quantum)
         if options.dropout:
             keep_units(a, samples.masks[mask_row + i, mask : mask + last - first])
-    if layer + 1 < len(network.inputs) - 1:
-        for i in range(count):
+        if layer + 1 < len(network.inputs) - 1:
             begin = network.sparse[layer + 1] + i * network.outputs[layer] + first
             compress(
-                activations[i, : last - first], first, begin, buffers.indices, buffers.values,
+                a, first, begin, buffers.indices, buffers.values,
                 buffers.bounds[layer + 1, rank, i], options.keep_zeros,
             )  # fmt: skip
 

@@ -16,7 +16,7 @@ CACHE_LINE = 64  # bytes
 LANES = 16
 NARROW = 64
 """Columns of a matrix that are used together."""
-BLOCK_ROWS = 32
+BLOCK_ROWS = 64
 """Rows of W updated together: enough to use a tile of deltas several times."""
 TILE = 128
 """Rows of a matrix whose product is taken before that of others, while the cache holds them."""

@@ -162,54 +162,61 @@ def _add_product(builder: Any, total: Any, a: Any, b: Any) -> None:
 
 
 @intrinsic
-def four_dots(typing, matrix, a, b, c, d, weights, w, columns):  # type: ignore[no-untyped-def]
-    """Return the dot products of four rows of a matrix with a row of weights.
+def eight_dots(typing, matrix, indices, k, m, stride, row, r, columns):  # type: ignore[no-untyped-def]
+    """Return the dot products of eight rows of a matrix with one row.
 
-    The rows start at the offsets `a` to `d` and `w` of flat arrays and have `columns` numbers, a
-    multiple of 16. The sums must be exact, as for `row_combination`.
+    The eight are `indices[k]` to `indices[k + 7]`; the matrix starts at the offset `m` of a flat
+    array, the one row at `r` of another, and has `columns` numbers, a multiple of 16. The sums must
+    be exact, as for `row_combination`.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        left, right = (_data(context, builder, signature, arguments, i) for i in (0, 5))
-        rows = [builder.gep(left, [arguments[i]]) for i in range(1, 5)]
-        weights, columns = builder.gep(right, [arguments[6]]), arguments[7]
-        number = left.type.pointee
-
-        def add_up(kind: Any, start: Any, stop: Any, totals: Any) -> None:
-            with _range(builder, start, stop, kind.count) as (column, _):
-                factors = _loaded(builder, _pointer(builder, weights, column, kind.count))
-                for row, total in zip(rows, totals, strict=True):
-                    terms = _loaded(builder, _pointer(builder, row, column, kind.count))
-                    _add_product(builder, total, terms, factors)
-
-        def halves(value: Any) -> Any:
-            count = value.type.count // 2
-            undefined = ir.Constant(value.type, ir.Undefined)
-            lanes = ir.VectorType(ir.IntType(32), count)
-            parts = (ir.Constant(lanes, list(range(n, n + count))) for n in (0, count))
-            return (builder.shuffle_vector(value, undefined, part) for part in parts)
-
-        wide, narrow = ir.VectorType(number, 32), ir.VectorType(number, 16)
-        whole = builder.and_(columns, INDEX(-32))
-        zeros = ir.Constant(wide, [0.0] * 32)
+        matrix, indices, row = (_data(context, builder, signature, arguments, i) for i in (0, 1, 5))
+        _, _, k, m, stride, _, r, columns = arguments
+        row, kind = builder.gep(row, [r]), ir.VectorType(matrix.type.pointee, 16)
+        rows = []
+        for n in range(8):
+            index = builder.load(builder.gep(indices, [builder.add(k, INDEX(n))]))
+            start = builder.mul(builder.zext(index, INDEX), stride)
+            rows.append(builder.gep(matrix, [builder.add(m, start)]))
+        zeros = ir.Constant(kind, [0.0] * 16)
         totals = [cgutils.alloca_once_value(builder, zeros) for _ in rows]
-        add_up(wide, INDEX(0), whole, totals)
-        sums = [builder.fadd(*halves(builder.load(total))) for total in totals]
-        totals = [cgutils.alloca_once_value(builder, total) for total in sums]
-        add_up(narrow, whole, columns, totals)
-        found = []
-        for total in totals:
-            value = builder.load(total)
-            while value.type.count > 1:
-                value = builder.fadd(*halves(value))
-            found.append(builder.extract_element(value, ir.IntType(32)(0)))
+        with _range(builder, INDEX(0), columns, 16) as (column, _):
+            factors = _loaded(builder, _pointer(builder, row, column, 16))
+            for start, total in zip(rows, totals, strict=True):
+                terms = _loaded(builder, _pointer(builder, start, column, 16))
+                _add_product(builder, total, terms, factors)
+        sums = _lane_sums(builder, [builder.load(total) for total in totals])
+        found = [builder.extract_element(sums, ir.IntType(32)(n)) for n in range(8)]
         return context.make_tuple(builder, signature.return_type, found)
 
-    signature = types.UniTuple(matrix.dtype, 4)(
-        matrix, types.int64, types.int64, types.int64, types.int64, weights, types.int64,
-        types.int64,
-    )  # fmt: skip
+    offset = types.int64
+    signature = types.UniTuple(matrix.dtype, 8)(
+        matrix, indices, offset, offset, offset, row, offset, offset
+    )
     return signature, generate
+
+
+def _lane_sums(builder: Any, vectors: list[Any]) -> Any:
+    """Return a vector of the sums of the lanes of each of some vectors.
+
+    One addition adds half of the lanes of two vectors to the other half, as long as there are two.
+    """
+    size = vectors[0].type.count  # lanes that hold parts of one sum
+    while size > 1:
+        pairs = [vectors[n : n + 2] for n in range(0, len(vectors), 2)]
+        vectors = [_added_halves(builder, pair[0], pair[-1], size) for pair in pairs]
+        size //= 2
+    return vectors[0]
+
+
+def _added_halves(builder: Any, a: Any, b: Any, size: int) -> Any:
+    """Add the second half of every `size` lanes to the first; `a` may be the same vector as `b`."""
+    lanes = a.type.count if a is b else 2 * a.type.count
+    firsts = [n for n in range(lanes) if n % size < size // 2]
+    kind = ir.VectorType(ir.IntType(32), len(firsts))
+    masks = (ir.Constant(kind, [n + shift for n in firsts]) for shift in (0, size // 2))
+    return builder.fadd(*(builder.shuffle_vector(a, b, mask) for mask in masks))
 
 
 @intrinsic
