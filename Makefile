@@ -2,7 +2,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help repro recipe train study worker experiments report predict draw export walkthrough push pull test verify bench lint lock
+.PHONY: help repro recipe train study committee worker experiments report predict draw export walkthrough push pull test verify bench lint lock
 
 help: ## list the targets; times are those of two cores
 	@sed -n 's/^\([a-z ]*\):.*## \(.*\)/make \1	\2/p' Makefile | \
@@ -37,6 +37,9 @@ study: .venv/.ready $(if $(CLUSTER),.venv/.dask) ## train RECIPE=name with the s
 	python -m tools.repair_dvc
 	dvc repro --quiet preprocess
 	python -m tools.study --cluster="$(CLUSTER)" --set="$(SET)" -- "$(RECIPE)" "$(SEEDS)"
+
+committee: .venv/.ready ## score committees of the networks of RECIPE=name's study
+	@python -m tools.committee -- "$(RECIPE)"
 
 worker: .venv/.dask ## train seeds for the studies on SCHEDULER=tcp://host:8786
 	python -m tools.worker -- "$(SCHEDULER)"

@@ -240,7 +240,7 @@ def test_two_hashes_are_no_success(
     about = {"Python": "3", "numpy": "2", "BLAS": "a BLAS", "SIMD": "baseline"}
 
     def train(_: Path, variation: Variation, __: Path) -> variations.Result:
-        return variations.Result(about, "a" * 64, variation.name, 0.5, 1.0)
+        return variations.Result(about, "engine", "a" * 64, variation.name, 0.5, 1.0)
 
     monkeypatch.setattr(variations, "train", train)
     assert variations.table(project, [UNCHANGED], cache=project)

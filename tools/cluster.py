@@ -25,13 +25,13 @@ from distributed import Client, Future, LocalCluster
 
 from stages.pipeline.command import InputError
 from tools.revision import revision
-from tools.seed import Result, Sets, Task
+from tools.seed import Outcome, Result, Sets, Task
 from tools.worker import ADDRESS, LOGGING, PATIENCE, SEEDS_OF, AbandonedError, quiet
 
 MOST_LOCAL = 64
 POLL = 0.25  # seconds
 
-Done = Callable[[Task, Result, float | None], None]
+Done = Callable[[Task, Outcome], None]
 Failed = Callable[[Task, str], None]
 
 
@@ -47,7 +47,7 @@ def train(cluster: str, tasks: Sequence[Task], sets: Sets, done: Done, failed: F
         cluster: `local:N` for N workers on this machine, or a scheduler's address.
         tasks: what to train.
         sets: the images, sent to the workers once.
-        done: called with a result and its seconds of training.
+        done: called with what the training of a seed gave.
         failed: called with the reason of a failure.
 
     Raises:
@@ -217,8 +217,8 @@ class _Study:
             self._say(f"{task} failed; ")
         else:
             self._done += 1
-            result = Result(**outcome["result"])
-            done(task, result, outcome["seconds"])
+            result = Result(**outcome.pop("result"))
+            done(task, Outcome(result, **outcome))
             self._say(f"{task}: {result.test_accuracy:.2%}; ")
 
     def _return(self, address: str, failed: Failed) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from stages.pipeline import threads  # noqa: F401  (before NumPy)
 
 # isort: split
 from pydantic import BaseModel, ConfigDict, Field
 
+from stages.core import Array
 from stages.core.data import LabelledImages
-from stages.core.prediction import quantise, score
+from stages.core.prediction import classify, quantise, score
 from stages.pipeline.datasets import load_processed, load_raw
 from stages.pipeline.interrupts import raise_lost_interrupt
 from stages.pipeline.params import TrainParams
@@ -48,6 +51,26 @@ class Result(BaseModel):
     test_loss: Annotated[float, Field(ge=0)]
 
 
+class Outcome(NamedTuple):
+    """What the training of a seed gave.
+
+    Attributes:
+        result: for the study's report.
+        seconds: of training, None if a checkpoint held its beginning.
+        probabilities: (samples, classes) float64, of the test images.
+    """
+
+    result: Result
+    seconds: float | None
+    probabilities: Array
+
+
+def probabilities_file(parameters: Mapping[str, Any], seed: int) -> Path:
+    """Return where a study with these parameters keeps a seed's probabilities, for committees."""
+    digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()[:16]
+    return Path(f".dvc/tmp/study.{digest}.{seed}.npy")
+
+
 def load_sets() -> Sets:
     """Read the images that a study needs.
 
@@ -63,7 +86,7 @@ def trained_and_scored(
     sets: Sets,
     checkpoint: Path,
     check: Callable[[], None] = raise_lost_interrupt,
-) -> tuple[Result, float | None]:
+) -> Outcome:
     """Train a recipe and score the network that is kept.
 
     Args:
@@ -72,9 +95,6 @@ def trained_and_scored(
         sets: the images.
         checkpoint: as for `stages.train.train`; it stays for the caller to remove.
         check: called after every epoch; what it raises ends the training.
-
-    Returns:
-        The result and the seconds of training, None if a checkpoint held its beginning.
 
     Raises:
         InputError: the training diverged.
@@ -92,4 +112,5 @@ def trained_and_scored(
         test_accuracy=round(test.accuracy, 6),
         test_loss=round(test.loss, 6),
     )
-    return result, None if trained.resumed else seconds
+    _, probabilities = classify(parameters, test_set[0])
+    return Outcome(result, None if trained.resumed else seconds, probabilities)

@@ -26,12 +26,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 
 from stages.pipeline.command import InputError, Parser, run
 from stages.pipeline.datasets import MNIST, load_description
-from stages.pipeline.files import atomic_write, check_regular, damaged, save_json
+from stages.pipeline.files import atomic_write, check_regular, damaged, save_array, save_json
 from stages.pipeline.params import PARAMS, Params
 from stages.plots import charts, drawing, png
 from tools.grid import combinations
 from tools.recipe import RECIPES, load_recipe
-from tools.seed import Result, Task, load_sets, trained_and_scored
+from tools.seed import Outcome, Result, Task, load_sets, probabilities_file, trained_and_scored
 
 STUDIES = Path("reports/studies.json")
 TIMES = Path("reports/study_times.json")
@@ -128,12 +128,14 @@ class Records:
                 tasks.append(Task(name, seeded, f"{RECIPES}: {name}: train"))
         return tasks
 
-    def add(self, task: Task, result: Result, seconds: float | None) -> None:
-        """Keep a result, and save both files.
+    def add(self, task: Task, outcome: Outcome) -> None:
+        """Keep a result, and save all files.
 
         The order of the seeds and of the studies is the plan's, whatever finishes first.
         """
+        result, seconds, probabilities = outcome
         parameters, known = self._parameters[task.name], self.studies.get(task.name)
+        save_array(probabilities_file(parameters, result.seed), probabilities)
         results, times = [result], {} if seconds is None else {result.seed: seconds}
         if known and known.parameters == parameters:
             results += known.results
@@ -195,11 +197,11 @@ def train_here(tasks: Sequence[Task], records: Records) -> list[str]:
     for number, task in enumerate(tasks, start=1):
         print(f"{task} ({number} of {len(tasks)})", flush=True)
         try:
-            result = trained_and_scored(task.params, task.section, sets, CHECKPOINT)
+            outcome = trained_and_scored(task.params, task.section, sets, CHECKPOINT)
         except InputError as error:
             failures.add(task, str(error))
         else:
-            records.add(task, *result)
+            records.add(task, outcome)
             CHECKPOINT.unlink(missing_ok=True)
     return failures.lines()
 

@@ -110,7 +110,7 @@ def train_seed(settings: dict[str, Any], section: str, sets: Sets) -> dict[str, 
     """Train and score one seed, as a task of Dask's.
 
     Returns:
-        The result and its seconds, or why the seed failed.
+        The fields of an `Outcome`, or why the seed failed.
     """
     worker = get_worker()
     key = worker.get_current_task()
@@ -130,11 +130,11 @@ def train_seed(settings: dict[str, Any], section: str, sets: Sets) -> dict[str, 
     checkpoint = CHECKPOINTS / f"study.{digest}.checkpoint.npz"
     try:
         params = TrainParams(**settings)
-        result, seconds = trained_and_scored(params, section, own, checkpoint, check)
+        outcome = trained_and_scored(params, section, own, checkpoint, check)
     except InputError as error:
         return str(error)
     checkpoint.unlink(missing_ok=True)
-    return {"result": result.model_dump(), "seconds": seconds}
+    return outcome._asdict() | {"result": outcome.result.model_dump()}
 
 
 if __name__ == "__main__":
