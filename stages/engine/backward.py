@@ -74,7 +74,7 @@ def hidden_to_hidden(network, w, buffers, layer, count, rank):
     """
     W, stride = network.W[layer, rank], network.stride[layer, rank]
     columns, above = network.columns[layer, rank], network.hidden[layer, rank]
-    indices, places, deltas = buffers.indices, buffers.column_places[rank], buffers.per_sample
+    indices, places, deltas = buffers.indices, buffers.places[rank], buffers.per_sample
     at_once = max(8, CACHED // stride)
     for other in range(len(buffers.partial)):
         bounds = buffers.bounds[layer, other]

@@ -101,7 +101,8 @@ class Buffers(NamedTuple):
         column_indices: sparse columns of the same activations: the samples, uint16.
         column_values: their values, float32.
         column_bounds: (layers, inputs, tiles + 1) where each sparse column starts, each tile ends.
-        column_places: (threads, inputs) how far each has been written or read.
+        places: (threads, inputs or samples) how far each sparse column has been written, or
+            each sparse row read.
         activations: of the hidden layers, float32, (samples, stride) for each layer and thread.
         delta: their deltas.
         per_unit: the deltas quantised for the gradient.
@@ -126,7 +127,7 @@ class Buffers(NamedTuple):
     column_indices: Array
     column_values: Array
     column_bounds: Array
-    column_places: Array
+    places: Array
     activations: Array
     delta: Array
     per_unit: Array

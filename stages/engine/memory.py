@@ -121,7 +121,7 @@ def allocate_buffers(network: Network, samples: int, threads: int) -> Buffers:
         column_indices=np.empty(sparse, np.uint16),
         column_values=np.empty(sparse, np.float32),
         column_bounds=np.zeros((len(network.inputs), deep, samples // TILE + 2), np.int64),
-        column_places=np.zeros((threads, max(deep, samples)), np.int64),
+        places=np.zeros((threads, max(deep, samples)), np.int64),
         activations=aligned(int(hidden.sum()), np.float32),
         delta=aligned(int(hidden.sum()), np.float32),
         per_unit=aligned(int(hidden.sum()), np.float32),

@@ -185,7 +185,7 @@ def prefetch_images(samples, start, stop):
 def transpose(network, buffers, layer, count, rank):
     """Turn this thread's part of the sparse rows of a layer's inputs into sparse columns."""
     first, last = network.edges[layer - 1, rank], network.edges[layer - 1, rank + 1]
-    bounds, places = buffers.column_bounds[layer], buffers.column_places[rank]
+    bounds, places = buffers.column_bounds[layer], buffers.places[rank]
     indices, values = buffers.indices, buffers.values
     for tile in range(tiles_of(last - first)):
         left, right = first + tile * TILE, min(first + (tile + 1) * TILE, last)
