@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from test_study import RECIPES, Outcome, run, run_stage, studies
+from test_study import Outcome, studied, studies
 
 from stages.core import Array
 from stages.pipeline.command import InputError
-from tests.checks.small_project import copy_project
 from tools import committee
 from tools.seed import probabilities_file
 
@@ -21,10 +19,7 @@ from tools.seed import probabilities_file
 def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
     """Return a project in which three seeds have been studied, and how that went."""
     project = tmp_path_factory.mktemp("committee")
-    copy_project(project)
-    (project / "recipes.yaml").write_text(json.dumps(RECIPES))
-    run_stage(project, "preprocess")
-    return project, run(project, "quick", "3")
+    return project, studied(project, seeds=3)
 
 
 @pytest.fixture

@@ -92,14 +92,19 @@ def studies(project: Path) -> dict[str, Any]:
     return found
 
 
+def studied(project: Path, seeds: int) -> Outcome:
+    """Make a project in which so many seeds have been studied; return how that went."""
+    copy_project(project)
+    (project / "recipes.yaml").write_text(json.dumps(RECIPES))
+    run_stage(project, "preprocess")
+    return run(project, "quick", str(seeds))
+
+
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
     """Return a project in which two seeds have been studied, and how that went."""
     project = tmp_path_factory.mktemp("study")
-    copy_project(project)
-    (project / "recipes.yaml").write_text(json.dumps(RECIPES))
-    run_stage(project, "preprocess")
-    return project, run(project, "quick", "2")
+    return project, studied(project, seeds=2)
 
 
 @pytest.fixture
