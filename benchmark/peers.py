@@ -146,7 +146,7 @@ def ours(task: Task, data: Data, *, exact: bool = True, skip_zeros: bool = True)
             exact,
             skip_zeros,
         )
-        training.run(lambda epoch: after_epoch(len(data.x), lambda: training.kept))
+        training.run(lambda epoch: after_epoch(len(data.x), training.kept_layers))
 
     return train
 

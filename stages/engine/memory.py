@@ -82,7 +82,11 @@ def aligned(shape: int | tuple[int, ...], dtype: type) -> Array:
 
 
 def allocate_parameters(network: Network, threads: int, average: bool, slots: int) -> Parameters:
-    """Return room for the parameters, zeros; without an average or a second slot, none for it."""
+    """Return room for the parameters, zeros.
+
+    None for an average unless there is one, nor for more slots than the optimizer has; without any,
+    as what is only scored, nor for a gradient.
+    """
     size = int(network.b[-1] + _padded(network.outputs[-1]))
     layers = len(network.inputs)
 
@@ -93,9 +97,9 @@ def allocate_parameters(network: Network, threads: int, average: bool, slots: in
         w=vector(),
         quantised=vector(),
         average=vector(average),
-        slot0=vector(),
+        slot0=vector(slots > 0),
         slot1=vector(slots > 1),
-        gradient=vector(),
+        gradient=vector(slots > 0),
         quanta=np.array(Exact(layers).weight_quanta),
         column_sums=aligned((threads, layers, int(network.stride.max())), np.float32),
         row_sums=aligned((threads, layers, int(network.inputs[1:].max())), np.float64),

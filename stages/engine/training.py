@@ -21,16 +21,14 @@ from stages.core.exact import LARGEST_MICRO_BATCH, Arithmetic, Exact, ExactnessE
 from stages.core.initialisation import initialise
 from stages.core.network import Layer, one_hot
 from stages.core.optimizers import Adam, optimizer_of
-from stages.core.prediction import parameters_to_score
 from stages.core.schedules import effective_decay, scheduled
 from stages.core.state import State
 from stages.core.training import DivergedError, Epoch, micro_batches
 from stages.engine import kernels
 from stages.engine.deformation import deform
 from stages.engine.descent import ADAM, NESTEROV, SGD
-from stages.engine.layout import Options, Plan, Samples, SparseImages
+from stages.engine.layout import Options, Parameters, Plan, Samples, SparseImages
 from stages.engine.memory import (
-    aligned,
     allocate_buffers,
     allocate_images,
     allocate_parameters,
@@ -97,7 +95,8 @@ class Training:
         )
         for vector in (self.parameters.w, self.parameters.average):
             write_layers(vector, self.network, start)
-        self.scored = aligned(len(self.parameters.w), np.float32)
+        self.scored = allocate_parameters(self.network, threads, average=False, slots=0)
+        self.finest_quanta = self.scored.quanta.copy()
         self.options = Options(
             threads=threads,
             optimizer={"sgd": SGD, "nesterov": NESTEROV, "adam": ADAM}[config.optimizer],
@@ -120,7 +119,7 @@ class Training:
         if config.augmentation:
             self.gaussians = [gaussian(config.augmentation.smoothness, n) for n in self.shape]
         self.epoch, self.step, self.best_accuracy = 0, 0, -1.0
-        self.kept: list[Layer] = []
+        self.kept = self.scored.quantised.copy()
 
     def run(
         self,
@@ -146,11 +145,12 @@ class Training:
         if resume:
             self._restore(resume)
             if self.epoch == self.config.epochs:
-                return self.kept  # the last weights need no bounds where their average is kept
+                # The last weights need no bounds where their average is kept.
+                return self.kept_layers()
             epoch = self.epoch + 1  # which checks these weights, if their average alone was scored
         with ThreadPoolExecutor(self.threads) as self.pool:
             try:
-                self._quantise()
+                self._quantise(self.parameters)
                 for epoch in range(self.epoch + 1, self.config.epochs + 1):
                     self.epoch = epoch
                     on_epoch(self._run_epoch())
@@ -162,7 +162,11 @@ class Training:
                 raise DivergedError(f"training diverged in epoch {epoch} ({error})") from error
             finally:
                 self.buffers.control[STATUS] = STOPPED  # after Ctrl-C, threads may still run
-        return self.kept
+        return self.kept_layers()
+
+    def kept_layers(self) -> list[Layer]:
+        """Return a copy of the parameters kept so far."""
+        return layers_of(self.kept, self.network)
 
     def _everywhere(self, task: Callable[..., object], *arguments: object) -> None:
         """Call a task with the arguments and a rank in every thread.
@@ -193,13 +197,14 @@ class Training:
         samples = self._samples(self.sparse_images, rows, self.labels[order])
         self._everywhere(self._learn, order, samples, plan)
         train_loss = self.arithmetic.loss_sum(log(samples.total) - samples.shifted) / count
-        layers = self._parameters_to_score()
-        validation = self._score(layers)
+        self._choose_parameters_to_score()
+        validation = self._score()
         losses = log(validation.total) - validation.shifted
         correct = int((validation.predictions == validation.labels).sum())
         accuracy = correct / len(losses)
         if config.keep == "last" or accuracy > self.best_accuracy:
-            self.best_accuracy, self.kept = accuracy, layers
+            self.best_accuracy = accuracy
+            self.kept[:] = self.scored.quantised
         validation_loss = self.arithmetic.loss_sum(losses) / len(losses)
         return Epoch(epoch, train_loss, validation_loss, accuracy)
 
@@ -226,11 +231,9 @@ class Training:
         columns = zip(*rows, strict=True)
         return Plan(*(np.array(c, kind) for c, kind in zip(columns, kinds, strict=True)))
 
-    def _quantise(self) -> None:
+    def _quantise(self, parameters: Parameters) -> None:
         """Quantise the weights within their bounds, as the next step would."""
-        self._everywhere(
-            kernels.quantise, self.network, self.parameters, self.buffers, self.options
-        )
+        self._everywhere(kernels.quantise, self.network, parameters, self.buffers, self.options)
 
     def _learn(self, order: Array, samples: Samples, plan: Plan, rank: int) -> None:
         """Take one thread through an epoch, window by window."""
@@ -289,22 +292,24 @@ class Training:
             masks.append(np.concatenate(dropout_masks(self.config, count, seed), axis=1))
         return np.concatenate(masks).view(np.uint8)
 
-    def _parameters_to_score(self) -> list[Layer]:
-        """Return the parameters to score and keep."""
-        flat = self.parameters.average
+    def _choose_parameters_to_score(self) -> None:
+        """Bring the parameters to score and keep into `scored`: `parameters_to_score`."""
+        source, w, network = self.parameters.average, self.scored.w, self.network
         if not self.config.ema_decay:
-            self._quantise()
-            flat = self.parameters.quantised
-        layers, _ = parameters_to_score(layers_of(flat, self.network), self.config, self.arithmetic)
-        return layers
+            self._quantise(self.parameters)
+            source = self.parameters.quantised
+        w[:] = source
+        w[network.W[1, 0] : network.b[0]] *= np.float32(1.0 - self.config.dropout)
+        self.scored.quanta[:] = self.finest_quanta
+        self._quantise(self.scored)
 
-    def _score(self, layers: list[Layer]) -> Samples:
+    def _score(self) -> Samples:
         """Classify the validation images."""
-        write_layers(self.scored, self.network, layers)
         rows = np.arange(len(self.validation_images.bounds))
         samples = self._samples(self.validation_images, rows, self.validation_labels)
         options = self.options._replace(dropout=False)
-        self._everywhere(kernels.score, self.network, self.scored, self.buffers, options, samples)
+        w = self.scored.quantised
+        self._everywhere(kernels.score, self.network, w, self.buffers, options, samples)
         return samples
 
     def _samples(self, images: SparseImages, rows: Array, labels: Array) -> Samples:
@@ -334,12 +339,12 @@ class Training:
             self.best_accuracy,
             self.parameters.quanta.tolist(),
             [layers_of(vector, self.network) for vector in self._vectors()],
-            self.kept,
+            self.kept_layers(),
         )
 
     def _restore(self, state: State) -> None:
         self.epoch, self.step, self.best_accuracy = state.epoch, state.step, state.best_accuracy
-        self.kept = state.kept
+        write_layers(self.kept, self.network, state.kept)
         self.parameters.quanta[:] = state.weight_quanta
         for vector, layers in zip(self._vectors(), state.networks, strict=True):
             write_layers(vector, self.network, layers)
