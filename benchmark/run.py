@@ -174,8 +174,14 @@ class Rounds(Generic[Key]):
                 self.all += answer["seconds"] * cores()
 
     def ask_all(self, number: int, **question: Any) -> Iterator[tuple[Key, dict[str, Any]]]:
-        """Let everyone answer a question, one after the other, the `number`-th first."""
+        """Let everyone answer a question, one after the other.
+
+        The order depends on the `number` of the round: who follows a contender that heats or slows
+        the cores is to be another each time.
+        """
         keys = list(self.workers)
+        if number % 2:
+            keys.reverse()
         for place in range(len(keys)):
             key = keys[(number + place) % len(keys)]
             with self._skipping(key):
