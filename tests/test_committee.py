@@ -68,6 +68,10 @@ def test_a_study_is_followed_by_its_committees(
         (lambda array: np.roll(array, 1, axis=0), "must hold the probabilities that were scored"),
         (lambda array: array.astype(np.float32), "must hold the probabilities that were scored"),
         (lambda array: array[:-1], "must hold the probabilities that were scored"),
+        (
+            lambda array: np.pad(array, ((0, 0), (0, 1))),
+            "must hold the probabilities that were scored",
+        ),
         (None, "no such file: the seed was trained elsewhere"),
     ],
 )

@@ -17,7 +17,7 @@ import numpy as np
 
 from stages.core import Array
 from stages.pipeline.command import InputError, Parser, run
-from stages.pipeline.datasets import load_raw
+from stages.pipeline.datasets import load_description, load_raw
 from stages.pipeline.files import load_array
 from tools.seed import probabilities_file
 from tools.study import STUDIES, Study, load_studies
@@ -48,13 +48,20 @@ def main() -> None:
     if name not in studies:
         raise InputError(f"{STUDIES}: {name!r}: no such study: must be one of {', '.join(studies)}")
     _, labels = load_raw("test")
+    shape = len(labels), len(load_description().classes)
+    probabilities = load_probabilities(studies[name], labels, shape)
     print("| networks | test accuracy | standard error |\n|--:|--:|--:|")
-    for networks, accuracy, error in committees(load_probabilities(studies[name], labels), labels):
+    for networks, accuracy, error in committees(probabilities, labels):
         print(f"| {networks} | {accuracy:.2%} | {error:.2%} |")
 
 
-def load_probabilities(study: Study, labels: Array) -> Array:
+def load_probabilities(study: Study, labels: Array, shape: tuple[int, int]) -> Array:
     """Return the probabilities of a study's first networks, (networks, samples, classes) float64.
+
+    Args:
+        study: the networks' results.
+        labels: (samples,) of the test set.
+        shape: (samples, classes) of a network's probabilities.
 
     Raises:
         InputError: those of a seed are missing, or are not those that were scored.
@@ -68,8 +75,7 @@ def load_probabilities(study: Study, labels: Array) -> Array:
         probabilities = load_array(path)
         if not (
             probabilities.dtype == np.float64
-            and probabilities.ndim == 2
-            and len(probabilities) == len(labels)
+            and probabilities.shape == shape
             and round(float((probabilities.argmax(axis=1) == labels).mean()), 6)
             == result.test_accuracy
         ):

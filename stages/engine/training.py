@@ -96,7 +96,6 @@ class Training:
         for vector in (self.parameters.w, self.parameters.average):
             write_layers(vector, self.network, start)
         self.scored = allocate_parameters(self.network, threads, average=False, slots=0)
-        self.finest_quanta = self.scored.quanta.copy()
         self.options = Options(
             threads=threads,
             optimizer={"sgd": SGD, "nesterov": NESTEROV, "adam": ADAM}[config.optimizer],
@@ -300,7 +299,7 @@ class Training:
             source = self.parameters.quantised
         w[:] = source
         w[network.W[1, 0] : network.b[0]] *= np.float32(1.0 - self.config.dropout)
-        self.scored.quanta[:] = self.finest_quanta
+        self.scored.quanta[:] = Exact(len(network.inputs)).weight_quanta
         self._quantise(self.scored)
 
     def _score(self) -> Samples:
