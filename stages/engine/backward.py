@@ -10,8 +10,8 @@ from stages.core import exact
 from stages.engine.compiler import exact_kernel, kernel
 from stages.engine.forward import ANCHOR32, ANCHOR64
 from stages.engine.parallel import DELTAS_TOO_LARGE, WEIGHTS_TOO_LARGE, fail
-from stages.engine.products import ZERO, combine_32, dot, fill, matrix, tiles_of, units_of
-from stages.engine.vectors import eight_dots, float_of_bits
+from stages.engine.products import ZERO, dot, fill, matrix, tiles_of, units_of
+from stages.engine.vectors import combine, eight_dots, float_of_bits
 
 WIDTH = 32  # units whose deltas are computed together
 CACHED = 8192  # weights that the first cache holds
@@ -51,7 +51,9 @@ def output_to_hidden(network, w, buffers, count, rank):
                 block[c * WIDTH + unit - left] = W[unit, c]
         for i in range(count):
             begin = i * stride
-            combine_32(block, products, block, 0, WIDTH, None, flat, begin, begin + classes, False)
+            combine(
+                WIDTH, block, products, block, 0, WIDTH, None, flat, begin, begin + classes, False
+            )
             mask_deltas(
                 deltas[i, left:right], activations[i, left:right],
                 block[products : products + right - left],

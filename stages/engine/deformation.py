@@ -10,8 +10,7 @@ from stages.core import Array
 from stages.core.augmentation import GROUP, NOISE_LEVELS, Deformations
 from stages.engine.compiler import entry_kernel, kernel
 from stages.engine.layout import CACHE_LINE, LANES, TILE, SparseImages
-from stages.engine.products import combine_16
-from stages.engine.vectors import prefetch
+from stages.engine.vectors import combine, prefetch
 
 
 @kernel
@@ -26,13 +25,14 @@ def smooth(noise, down, along, room, smoothed):
         for k in range(width):
             factors[k] = noise[y, k] / NOISE_LEVELS
         for x in range(0, stride, LANES):
-            combine_16(
-                middle, y * stride + x, along.reshape(-1), x, stride, None, factors, 0, width, False
-            )
+            combine(
+                LANES, middle, y * stride + x, along.reshape(-1), x, stride, None, factors, 0,
+                width, False,
+            )  # fmt: skip
     flat = smoothed.reshape(-1)
     for y in range(height):
         for x in range(0, stride, LANES):
-            combine_16(flat, y * stride + x, middle, x, stride, None, down[y], 0, height, False)
+            combine(LANES, flat, y * stride + x, middle, x, stride, None, down[y], 0, height, False)
 
 
 @kernel

@@ -10,7 +10,6 @@ from stages.engine.layout import LANES, TILE
 from stages.engine.parallel import RUNNING, barrier
 from stages.engine.products import (
     ZERO,
-    combine_16,
     combine_rows,
     compress,
     gather_images,
@@ -18,6 +17,7 @@ from stages.engine.products import (
     units_of,
     widen,
 )
+from stages.engine.vectors import combine
 
 ANCHOR32 = exact.ANCHORS[np.dtype(np.float32)]
 ANCHOR64 = exact.ANCHORS[np.dtype(np.float64)]
@@ -153,9 +153,8 @@ def compute_logits(network, w, buffers, count, rank):
     for i in range(count):
         widen(a, buffers.activations[o : o + units])
         for column in range(0, stride, LANES):
-            combine_16(
-                logits, i * stride + column, weights, column, stride, None, a, 0, units, False
-            )
+            here = i * stride + column
+            combine(LANES, logits, here, weights, column, stride, None, a, 0, units, False)
         o += between
 
 

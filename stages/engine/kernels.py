@@ -39,7 +39,6 @@ from stages.engine.products import (
     fill,
     matrix,
     prefetch_images,
-    scatter_16,
     scatter_rows,
     tiles_at_once,
     tiles_of,
@@ -47,7 +46,7 @@ from stages.engine.products import (
     units_of,
     widen,
 )
-from stages.engine.vectors import atomic_load
+from stages.engine.vectors import atomic_load, scatter
 
 
 @kernel
@@ -103,7 +102,7 @@ def output_gradients(network, buffers, count, top, bottom, block, rank):
     for i in range(count):
         widen(a, buffers.activations[begin + top : begin + bottom])
         for column in range(0, stride, LANES):
-            scatter_16(block, column, stride, None, a, 0, rows, deltas, i * stride + column)
+            scatter(LANES, block, column, stride, None, a, 0, rows, deltas, i * stride + column)
         begin += width
 
 

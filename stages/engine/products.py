@@ -12,13 +12,10 @@ import numpy as np
 from stages.core.exact import PIXELS
 from stages.engine.compiler import exact_kernel, inlined_kernel, kernel
 from stages.engine.layout import CACHE_LINE, NARROW, TILE
-from stages.engine.vectors import prefetch, row_combination, row_scatter
+from stages.engine.vectors import combine, prefetch, scatter
 
 ZERO = np.float32(0.0)
 PIXEL_QUANTUM = np.float32(PIXELS.quantum)
-
-combine_64, combine_32, combine_16 = map(row_combination, (64, 32, 16))
-scatter_64, scatter_32, scatter_16 = map(row_scatter, (64, 32, 16))
 
 
 @kernel
@@ -34,31 +31,22 @@ def combine_rows(
     """
     column, step = 0, tiles_at_once(columns)
     while column < columns:
-        left, here = columns - column, m + column
+        width, here = widest(columns - column), m + column
         for tile in range(0, tiles, step):
             there, again, end = o + column, more or tile > 0, min(tile + step, tiles)
-            if left >= 64:
-                for r in range(first, last):
-                    start, stop = bounds[r, tile], bounds[r, end]
-                    combine_64(
-                        out, there, matrix, here, stride, indices, factors, start, stop, again
-                    )
-                    there += stride
-            elif left >= 32:
-                for r in range(first, last):
-                    start, stop = bounds[r, tile], bounds[r, end]
-                    combine_32(
-                        out, there, matrix, here, stride, indices, factors, start, stop, again
-                    )
-                    there += stride
-            else:
-                for r in range(first, last):
-                    start, stop = bounds[r, tile], bounds[r, end]
-                    combine_16(
-                        out, there, matrix, here, stride, indices, factors, start, stop, again
-                    )
-                    there += stride
-        column += 64 if left >= 64 else 32 if left >= 32 else 16
+            for r in range(first, last):
+                start, stop = bounds[r, tile], bounds[r, end]
+                combine(
+                    width, out, there, matrix, here, stride, indices, factors, start, stop, again
+                )
+                there += stride
+        column += width
+
+
+@kernel
+def widest(columns):
+    """Return how many of some columns are taken at once."""
+    return 64 if columns >= 64 else 32 if columns >= 32 else 16
 
 
 @kernel
@@ -76,17 +64,12 @@ def scatter_rows(out, stride, columns, indices, factors, bounds, tile, end, coun
     """
     column, o = 0, -tile * TILE * stride
     while column < columns:
-        left, here = columns - column, a + column
+        width, here = widest(columns - column), a + column
         for r in range(count):
             start, stop = bounds[r, tile], bounds[r, end]
-            if left >= 64:
-                scatter_64(out, o + column, stride, indices, factors, start, stop, added, here)
-            elif left >= 32:
-                scatter_32(out, o + column, stride, indices, factors, start, stop, added, here)
-            else:
-                scatter_16(out, o + column, stride, indices, factors, start, stop, added, here)
+            scatter(width, out, o + column, stride, indices, factors, start, stop, added, here)
             here += stride
-        column += 64 if left >= 64 else 32 if left >= 32 else 16
+        column += width
 
 
 @kernel

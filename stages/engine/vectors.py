@@ -11,13 +11,15 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 INDEX = ir.IntType(64)
+WIDTHS = 64, 32, 16  # of vectors
 FLOATS = 64  # float32 numbers that are added up at a time: enough for an addition's latency
 
 
-def row_combination(width: int) -> Any:
-    """Return the compiled function that adds up multiples of `width` columns of a matrix's rows.
-
-    combine(out, o, matrix, m, stride, indices, factors, start, stop, more):
+@intrinsic
+def combine(  # type: ignore[no-untyped-def]
+    typing, width, out, o, matrix, m, stride, indices, factors, start, stop, more
+):
+    """Add up multiples of `width` columns of a matrix's rows: 64, 32 or 16.
 
         out[o : o + width] = (out[o : o + width] if more else 0) + sum over k from start to stop of
             factors[k] * matrix[m + indices[k] * stride : ... + width]
@@ -28,27 +30,20 @@ def row_combination(width: int) -> Any:
     registers.
     """
 
-    @intrinsic
-    def combine(  # type: ignore[no-untyped-def]
-        typing, out, o, matrix, m, stride, indices, factors, start, stop, more
-    ):
-        signature = types.void(out, o, matrix, m, stride, indices, factors, start, stop, more)
-        return signature, _generate
-
-    def _generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        out, matrix = (_data(context, builder, signature, arguments, i) for i in (0, 2))
-        _, o, _, m, stride, _, _, start, stop, more = arguments
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any, width: int) -> None:
+        out, matrix = (_data(context, builder, signature, arguments, i) for i in (1, 3))
+        _, _, o, _, m, stride, _, _, start, stop, more = arguments
         total_type = ir.VectorType(out.type.pointee, width)
         target = _pointer(builder, out, o, width)
         sum_so_far = _loaded(builder, target)
         more = builder.icmp_signed("!=", more, ir.Constant(more.type, 0))
         zeros = ir.Constant(total_type, [0.0] * width)
-        columns, groups = builder.gep(matrix, [m]), max(1, FLOATS // width)
+        columns, groups = builder.gep(matrix, [m]), FLOATS // width
         totals = [cgutils.alloca_once_value(builder, zeros) for _ in range(groups)]
         builder.store(builder.select(more, sum_so_far, zeros), totals[0])
 
         def add(k: Any, total: Any) -> None:
-            row, factor = _term(context, builder, signature, arguments, (5, 6), k, start)
+            row, factor = _term(context, builder, signature, arguments, (6, 7), k, start)
             terms = _loaded(builder, _pointer(builder, columns, builder.mul(row, stride), width))
             terms = _widened(builder, terms, total_type)
             _add_product(builder, total, terms, _repeated(builder, factor, total_type))
@@ -65,44 +60,50 @@ def row_combination(width: int) -> Any:
         for other in totals[1:]:
             total = builder.fadd(total, builder.load(other))
         builder.store(total, target).align = 4
-        return context.get_dummy_value()
 
-    return combine
+    signature = types.void(width, out, o, matrix, m, stride, indices, factors, start, stop, more)
+    return signature, _for_every_width(generate)
 
 
-def row_scatter(width: int) -> Any:
-    """Return the compiled function that adds multiples of `width` columns of a row to other rows.
-
-    scatter(out, o, stride, indices, factors, start, stop, rows, r):
+@intrinsic
+def scatter(  # type: ignore[no-untyped-def]
+    typing, width, out, o, stride, indices, factors, start, stop, rows, r
+):
+    """Add multiples of `width` columns of a row to other rows.
 
         out[o + indices[k] * stride : ... + width] += factors[k] * rows[r : r + width],
             k from start to stop
 
-    As for `row_combination`.
+    As for `combine`.
     """
 
-    @intrinsic
-    def scatter(  # type: ignore[no-untyped-def]
-        typing, out, o, stride, indices, factors, start, stop, rows, r
-    ):
-        signature = types.void(out, o, stride, indices, factors, start, stop, rows, r)
-        return signature, _generate
-
-    def _generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        out, rows = (_data(context, builder, signature, arguments, i) for i in (0, 7))
-        _, o, stride, _, _, start, stop, _, r = arguments
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any, width: int) -> None:
+        out, rows = (_data(context, builder, signature, arguments, i) for i in (1, 8))
+        _, _, o, stride, _, _, start, stop, _, r = arguments
         kind = ir.VectorType(out.type.pointee, width)
         columns = builder.gep(out, [o])
         terms = _widened(builder, _loaded(builder, _pointer(builder, rows, r, width)), kind)
         with _range(builder, start, stop, 1) as (k, _):
-            row, factor = _term(context, builder, signature, arguments, (3, 4), k, start)
+            row, factor = _term(context, builder, signature, arguments, (4, 5), k, start)
             target = _pointer(builder, columns, builder.mul(row, stride), width)
             product = builder.fmul(terms, _repeated(builder, factor, kind), flags=("contract",))
             added = builder.fadd(_loaded(builder, target), product, flags=("contract",))
             builder.store(added, target).align = 4
+
+    signature = types.void(width, out, o, stride, indices, factors, start, stop, rows, r)
+    return signature, _for_every_width(generate)
+
+
+def _for_every_width(generate: Any) -> Any:
+    """Return what generates code that branches by its first argument, the width."""
+
+    def branch(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        for width in WIDTHS:
+            with builder.if_then(builder.icmp_signed("==", arguments[0], INDEX(width))):
+                generate(context, builder, signature, arguments, width)
         return context.get_dummy_value()
 
-    return scatter
+    return branch
 
 
 def _range(builder: Any, start: Any, stop: Any, step: int) -> Any:
@@ -167,7 +168,7 @@ def eight_dots(typing, matrix, indices, k, m, stride, row, r, columns):  # type:
 
     The eight are `indices[k]` to `indices[k + 7]`; the matrix starts at the offset `m` of a flat
     array, the one row at `r` of another, and has `columns` numbers, a multiple of 16. The sums must
-    be exact, as for `row_combination`.
+    be exact, as for `combine`.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
