@@ -31,14 +31,18 @@ train: .venv/.mpi ## train over MPI with RANKS=2, on HOSTS=file or here
 
 # Scores the network of each seed from 1 to SEEDS on the test set, once.
 # CLUSTER=local:2 or tcp://host:8786 shares the seeds out to Dask's workers, and
-# SET="train.learning_rate=0.1,0.2 train.epochs=30,60" trains every combination: docs/studies.md.
+# SET="train.learning_rate=0.1,0.2 train.epochs=30,60" trains every combination, and HERE=1 also the
+# seeds that another clone has trained: docs/studies.md.
 SEEDS = 5
 study: .venv/.ready $(if $(CLUSTER),.venv/.dask) ## train RECIPE=name with the seeds 1 to SEEDS=5
 	python -m tools.repair_dvc
 	dvc repro --quiet preprocess
-	python -m tools.study --cluster="$(CLUSTER)" --set="$(SET)" -- "$(RECIPE)" "$(SEEDS)"
+	python -m tools.study --cluster="$(CLUSTER)" --set="$(SET)" $(if $(HERE),--here) \
+		-- "$(RECIPE)" "$(SEEDS)"
 
 committee: .venv/.ready ## score committees of the networks of RECIPE=name's study
+	python -m tools.repair_dvc
+	dvc repro --quiet fetch
 	@python -m tools.committee -- "$(RECIPE)"
 
 worker: .venv/.dask ## train seeds for the studies on SCHEDULER=tcp://host:8786

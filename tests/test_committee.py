@@ -11,6 +11,7 @@ from test_study import Outcome, studied, studies
 
 from stages.core import Array
 from stages.pipeline.command import InputError
+from stages.pipeline.datasets import DESCRIPTION
 from tools import committee
 from tools.seed import probabilities_file
 
@@ -72,7 +73,7 @@ def test_a_study_is_followed_by_its_committees(
             lambda array: np.pad(array, ((0, 0), (0, 1))),
             "must hold the probabilities that were scored",
         ),
-        (None, "no such file: the seed was trained elsewhere"),
+        (None, "no such file: seed 2 is another clone's"),
     ],
 )
 def test_probabilities_of_something_else_are_refused(
@@ -85,7 +86,18 @@ def test_probabilities_of_something_else_are_refused(
         path.unlink()
     said = refusal(monkeypatch, "quick")
     assert said.startswith(f"{path}: {line}")
-    assert "remove its result from reports/studies.json" in said
+    assert said.endswith('"make study RECIPE=quick SEEDS=2 HERE=1" trains it here')
+
+
+def test_labels_of_another_data_set_are_refused(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = project / DESCRIPTION
+    path.write_text(path.read_text().replace('"mnist"', '"clothes"'))
+    assert refusal(monkeypatch, "quick") == (
+        "reports/studies.json: quick: needs mnist, but data/raw holds clothes: set fetch.dataset "
+        "in params.yaml to it, then try again"
+    )
 
 
 def test_a_study_that_there_is_not(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -332,7 +332,7 @@ def test_a_wrong_file_is_one_line_that_names_it(project: Path, name: str) -> Non
         ),
         ("npz", {"classes": "[a]"}, "fetch.files.classes: "),
         ("npz", {"classes": "[a, b, a]"}, "fetch.files.classes: a name is given twice"),
-        ("npz", {"name": "' a'"}, "fetch.files.name:  a: must be 1 to 40 printable letters"),
+        ("npz", {"name": "' a'"}, "fetch.files.name:  a: must be 1 to 40 printable characters"),
     ],
 )
 def test_a_wrong_name_is_one_line(

@@ -85,6 +85,7 @@ def test_the_notebooks_recipe_is_the_notebooks() -> None:
         ("- simard", "recipes.yaml: must be a mapping from names to train sections"),
         ("", "recipes.yaml: must be a mapping from names to train sections"),
         ("simard: [", "recipes.yaml: not YAML at line 1: "),
+        ("simard: {}", "recipes.yaml: simard: train.hidden_sizes: missing: must be "),
         ("simard: 3", "recipes.yaml: simard: train: 3: must be a mapping with the keys hidden_"),
         (
             json.dumps({"simard": QUICK | {"epochs": "ten"}}),

@@ -23,6 +23,8 @@ from test_pipeline import dvc, git, new_project, run
 
 from stages.pipeline.schemas import Metrics, SetMetrics
 from stages.plots import charts, drawing, figures, png
+from tools.report import READ, Side
+from tools.report import judged as judged_side
 from tools.study import Studies
 from tools.verdict import Judged, verdict
 
@@ -332,6 +334,12 @@ def test_what_a_side_lacks_is_said_and_names_are_escaped(project: Path, tmp_path
     ]
     assert cells(page.section("Metrics"))[1][1] == "\N{EN DASH}"
     assert identical(page) == set()
+
+
+@pytest.mark.parametrize("content", [b"", b"[", b"- 1", b"train:", b"train: 3", "is missing"])
+def test_parameters_of_any_shape_can_be_judged(content: bytes | str) -> None:
+    files = dict.fromkeys(map(str, READ), "is missing") | {"params.yaml": content}
+    assert judged_side(Side("HEAD", "", "HEAD", files)) == Judged(None, None, False)
 
 
 def test_bad_input_is_one_line_and_keeps_the_last_page(project: Path, tmp_path: Path) -> None:

@@ -21,11 +21,13 @@ import yaml
 
 from stages.core.data import LabelledImages
 from stages.pipeline.command import InputError
+from stages.pipeline.datasets import DESCRIPTION
 from stages.pipeline.interrupts import INTERRUPTED
 from stages.pipeline.params import TrainParams
 from stages.train import Trained, train
 from tests.checks.small_project import ROOT, copy_project, environment, set_parameters
 from tools import seed, study
+from tools.seed import probabilities_file
 
 QUICK = yaml.safe_load((ROOT / "recipes.yaml").read_text(encoding="utf-8"))["simard"] | {
     "hidden_sizes": [8, 4],
@@ -172,6 +174,31 @@ def test_a_finished_seed_is_not_trained_again(first: tuple[Path, Outcome], proje
     assert list(studies(project)) == ["quick", "other"]
 
 
+def test_seeds_of_another_clone_are_trained_here_on_request(
+    first: tuple[Path, Outcome], project: Path
+) -> None:
+    path = project / probabilities_file(studies(project)["quick"]["parameters"], 2)
+    before = path.read_bytes()
+    path.unlink()
+    assert run(project, "quick", "2").trained == []
+    assert run(project, "--here", "quick", "2").trained == [2]
+    assert path.read_bytes() == before
+    assert studies(project) == studies(first[0])
+    assert run(project, "--here", "quick", "2").trained == []
+
+
+def test_another_data_set_is_refused(project: Path) -> None:
+    path = project / DESCRIPTION
+    path.write_text(path.read_text().replace('"mnist"', '"clothes"'))
+    assert run(project, "quick", "2").error is None  # nothing is to be trained
+    before = studies(project)
+    assert run(project, "quick", "3") == Outcome(
+        "", [], "recipes.yaml: quick: needs mnist, but data/raw holds clothes: set fetch.dataset "
+        "in params.yaml to it, then try again"
+    )  # fmt: skip
+    assert studies(project) == before
+
+
 def test_a_grid_is_a_study_for_each_combination(project: Path) -> None:
     setting = "--set=train.epochs=1,2 train.learning_rate=0.01"
     outcome = run(project, setting, "quick", "2")
@@ -290,11 +317,19 @@ def test_an_interrupted_seed_goes_on(project: Path, monkeypatch: pytest.MonkeyPa
     assert list(times(project)["quick"]) == ["2"]
 
 
+def document_of(seeds: list[int]) -> dict[str, Any]:
+    result = {"validation_accuracy": 0.5, "test_accuracy": 0.5, "test_loss": 1.0}
+    return {
+        "parameters": {"train": {"hidden_sizes": [8]}},
+        "results": [{"seed": number} | result for number in seeds],
+    }
+
+
 @pytest.mark.parametrize(
     ("arguments", "content", "line"),
     [
-        (("quick", "0"), None, "seeds: 0: must be a whole number from 1 to 1000"),
-        (("quick", "five"), None, "seeds: five: must be a whole number from 1 to 1000"),
+        (("quick", "0"), None, "SEEDS: 0: must be a whole number from 1 to 1000"),
+        (("quick", "five"), None, "SEEDS: five: must be a whole number from 1 to 1000"),
         (("no", "1"), None, "recipes.yaml: 'no': no such recipe: must be one of quick, other"),
         (("quick", "1"), "{", "reports/studies.json: damaged: Invalid JSON"),
         (("quick", "1"), '{"quick": {}}', "reports/studies.json: damaged: quick.parameters: "),
@@ -307,6 +342,23 @@ def test_an_interrupted_seed_goes_on(project: Path, monkeypatch: pytest.MonkeyPa
             ("no", "1"),
             '{"quick": {"parameters": {"train": {"hidden_sizes": [8]}}, "results": []}}',
             "reports/studies.json: damaged: quick.results: ",
+        ),
+        *(
+            (
+                ("quick", "1"),
+                json.dumps({"quick": document_of([1]) | {"parameters": parameters}}),
+                "reports/studies.json: damaged: quick.parameters: Value error, must hold in fetch",
+            )
+            for fetch in ([], 3, {}, {"files": {}}, {"files": {"name": 3}}, {"dataset": None})
+            for parameters in [{"train": {"hidden_sizes": [8]}, "fetch": fetch}]
+        ),
+        *(
+            (
+                ("quick", "1"),
+                json.dumps({"quick": document_of(seeds)}),
+                "reports/studies.json: damaged: quick.results: Value error, must hold each seed",
+            )
+            for seeds in ([1, 1], [2, 1])
         ),
     ],
 )

@@ -22,7 +22,7 @@ FAILS = "the engine cannot run here ({}): the textbook loop trains, slower\n"
 
 def signatures() -> list[int]:
     entries: list[Any] = [
-        deformation.deform_groups, kernels.compress_images, kernels.learn, kernels.meet,
+        deformation.deform_groups, kernels.compress_images, kernels.learn,
         kernels.quantise, kernels.score,
     ]  # fmt: skip
     return [len(kernel.signatures) for kernel in entries]

@@ -70,8 +70,8 @@ def _connected(cluster: str) -> Iterator[tuple[Client, str]]:
     local = re.fullmatch(r"local:([0-9]+)", cluster)
     if local and 1 <= int(local[1]) <= MOST_LOCAL:
         count, resource = int(local[1]), f"{SEEDS_OF}here"
-        workers = os.environ.get("WORKERS") or str(max(1, threads.worker_count() // count))
-        environment = {"WORKERS": workers, LOGGING: os.environ.get(LOGGING, "critical")}
+        workers, logging = threads.worker_count(count), os.environ.get(LOGGING, "critical")
+        environment = {"WORKERS": str(workers), LOGGING: logging}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # another port for the dashboard is as good
             server = LocalCluster(

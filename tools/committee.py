@@ -20,7 +20,7 @@ from stages.pipeline.command import InputError, Parser, run
 from stages.pipeline.datasets import load_description, load_raw
 from stages.pipeline.files import load_array
 from tools.seed import probabilities_file
-from tools.study import STUDIES, Study, load_studies
+from tools.study import STUDIES, Study, load_studies, require_dataset
 
 MOST_NETWORKS = 7  # of which there are 127 committees
 
@@ -47,18 +47,20 @@ def main() -> None:
     studies = load_studies()
     if name not in studies:
         raise InputError(f"{STUDIES}: {name!r}: no such study: must be one of {', '.join(studies)}")
+    require_dataset(studies[name].dataset, f"{STUDIES}: {name}")
     _, labels = load_raw("test")
     shape = len(labels), len(load_description().classes)
-    probabilities = load_probabilities(studies[name], labels, shape)
+    probabilities = load_probabilities(name, studies[name], labels, shape)
     print("| networks | test accuracy | standard error |\n|--:|--:|--:|")
     for networks, accuracy, error in committees(probabilities, labels):
         print(f"| {networks} | {accuracy:.2%} | {error:.2%} |")
 
 
-def load_probabilities(study: Study, labels: Array, shape: tuple[int, int]) -> Array:
+def load_probabilities(name: str, study: Study, labels: Array, shape: tuple[int, int]) -> Array:
     """Return the probabilities of a study's first networks, (networks, samples, classes) float64.
 
     Args:
+        name: of the study, for a refusal to name.
         study: the networks' results.
         labels: (samples,) of the test set.
         shape: (samples, classes) of a network's probabilities.
@@ -69,9 +71,11 @@ def load_probabilities(study: Study, labels: Array, shape: tuple[int, int]) -> A
     found = []
     for result in study.results[:MOST_NETWORKS]:
         path = probabilities_file(study.parameters, result.seed)
-        again = f"to train seed {result.seed} again, remove its result from {STUDIES}"
+        recipe, _, grid = name.partition(" ")
+        command = f"make study RECIPE={recipe}" + f" SET='{grid}'" * bool(grid)
+        here = f'"{command} SEEDS={result.seed} HERE=1" trains it here'
         if not path.exists():
-            raise InputError(f"{path}: no such file: the seed was trained elsewhere; {again}")
+            raise InputError(f"{path}: no such file: seed {result.seed} is another clone's; {here}")
         probabilities = load_array(path)
         if not (
             probabilities.dtype == np.float64
@@ -79,7 +83,9 @@ def load_probabilities(study: Study, labels: Array, shape: tuple[int, int]) -> A
             and round(float((probabilities.argmax(axis=1) == labels).mean()), 6)
             == result.test_accuracy
         ):
-            raise InputError(f"{path}: must hold the probabilities that were scored; {again}")
+            raise InputError(
+                f"{path}: must hold the probabilities that were scored: remove it; {here}"
+            )
         found.append(probabilities)
     return np.stack(found)
 

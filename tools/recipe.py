@@ -22,6 +22,7 @@ from stages.pipeline.command import InputError, Parser, run
 from stages.pipeline.params import PARAMS, Params, load_params, read_document, validated
 
 RECIPES = Path("recipes.yaml")
+DEFAULT = "default"  # alone may be empty
 
 
 def main() -> None:
@@ -51,7 +52,7 @@ def load_recipe(name: str) -> Params:
             f"{RECIPES}: {name!r}: no such recipe: must be one of {', '.join(recipes)}"
         )
     params = load_params()
-    if recipes[name]:
+    if recipes[name] or name != DEFAULT:
         document, train = read_document(PARAMS), recipes[name]
         if isinstance(train, dict) and "dataset" in train:
             dataset = train["dataset"]

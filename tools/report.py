@@ -188,18 +188,23 @@ def judged(side: Side) -> Judged:
         studied = studied_parameters(validated(document, PARAMS))
     except InputError:
         studied = None
-    on_validation = document.get("train", {}).get("include_validation") == "true"
+    on_validation = document["train"].get("include_validation") == "true"
     return Judged(found.get(side.name), studied, on_validation)
 
 
 def _document(side: Side) -> dict[str, Any]:
-    """Return a side's params.yaml, every scalar as text; empty if it cannot be read."""
+    """Return a side's params.yaml, every scalar as text; what cannot be read of it is empty.
+
+    Its `train` section is a mapping, whatever it holds.
+    """
     content = side.files[str(PARAMS)]
     try:
         document = yaml.load(content, Loader=yaml.BaseLoader) if content[:1] else None  # noqa: S506
     except (yaml.YAMLError, ValueError):
         document = None
-    return document if isinstance(document, dict) else {}
+    document = document if isinstance(document, dict) else {}
+    train = document.get("train")
+    return document | {"train": train if isinstance(train, dict) else {}}
 
 
 def described(side: Side) -> Description:
@@ -259,7 +264,7 @@ def learning_curves(sides: Sequence[Side]) -> Section:
     runs = []
     for side in sides:
         if side.name in found:
-            curves, keep = found[side.name], _document(side).get("train", {}).get("keep")
+            curves, keep = found[side.name], _document(side)["train"].get("keep")
             runs.append(
                 charts.Run(
                     "" if identical else side.name,

@@ -4,10 +4,10 @@ With --set every combination of some parameters' values is trained, each a study
 --cluster the seeds are shared out to the workers of a Dask cluster, one seed a worker at a time.
 
 Every finished seed is kept in reports/studies.json at once, and is not trained again as long as
-the recipe's parameters are the same; one that is interrupted goes on from its checkpoint. How long
-each took is no result and stands in a file of its own, reports/study_times.json. The code of
-finished seeds is not compared: after a change of it that changes results, remove the recipe from
-the file.
+the recipe's parameters are the same, but with --here those that another clone has trained are; one
+that is interrupted resumes from its checkpoint. How long each took is no result and stands in a
+file of its own, reports/study_times.json. The code of finished seeds is not compared: after a
+change of it that changes results, remove the recipe from the file.
 """
 
 from __future__ import annotations
@@ -46,8 +46,20 @@ def _checked(parameters: dict[str, Any]) -> dict[str, Any]:
     """Check what is read of the parameters; the rest is only compared."""
     match parameters:
         case {"train": {"hidden_sizes": [*sizes]}} if all(type(size) is int for size in sizes):
+            pass
+        case _:
+            raise ValueError("must hold train.hidden_sizes, a list of whole numbers")
+    match parameters.get("fetch", {"dataset": "mnist"}):
+        case {"files": {"name": str()}} | {"dataset": str()}:
             return parameters
-    raise ValueError("must hold train.hidden_sizes, a list of whole numbers")
+    raise ValueError("must hold in fetch the name of a data set, if anything")
+
+
+def _ascending(results: list[Result]) -> list[Result]:
+    seeds = [result.seed for result in results]
+    if seeds != sorted(set(seeds)):
+        raise ValueError("must hold each seed once, ascending")
+    return results
 
 
 class Study(BaseModel):
@@ -56,12 +68,19 @@ class Study(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     parameters: Annotated[dict[str, Any], AfterValidator(_checked)]
-    results: Annotated[list[Result], Field(min_length=1)]
+    results: Annotated[list[Result], Field(min_length=1), AfterValidator(_ascending)]
 
     @property
     def test_accuracies(self) -> list[float]:
         """The accuracy of each seed's network."""
         return [result.test_accuracy for result in self.results]
+
+    @property
+    def dataset(self) -> str:
+        """The name of the data set that the networks were trained on."""
+        fetch = self.parameters.get("fetch", {"dataset": MNIST.name})
+        name: str = fetch["files"]["name"] if "files" in fetch else fetch["dataset"]
+        return name
 
 
 Studies = dict[str, Study]
@@ -76,19 +95,17 @@ def main() -> None:
     parser.add_argument("seeds", help="how many")
     parser.add_argument("--set", default="", help="such as 'train.epochs=30,60 train.momentum=0.9'")
     parser.add_argument("--cluster", default="", help="local:2, or such as tcp://host:8786")
+    parser.add_argument("--here", action="store_true", help="seeds of other clones, too")
     arguments = parser.parse_args()
     if not (arguments.seeds.isdecimal() and 1 <= int(arguments.seeds) <= MOST_SEEDS):
-        raise InputError(f"seeds: {arguments.seeds}: must be a whole number from 1 to {MOST_SEEDS}")
+        raise InputError(f"SEEDS: {arguments.seeds}: must be a whole number from 1 to {MOST_SEEDS}")
     records = Records(load_studies(), load_times())
     recipe = load_recipe(arguments.recipe)
     plan = combinations(arguments.recipe, recipe, arguments.set)
     try:
-        tasks = records.missing(plan, int(arguments.seeds))
-        if tasks and (fetched := load_description().name) != described(recipe):
-            raise InputError(
-                f"{RECIPES}: {arguments.recipe}: trains on {described(recipe)}, but data/raw holds "
-                f"{fetched}: set fetch.dataset in {PARAMS} to the recipe's, then try again"
-            )
+        tasks = records.missing(plan, int(arguments.seeds), arguments.here)
+        if tasks:
+            require_dataset(described(recipe), f"{RECIPES}: {arguments.recipe}")
         if arguments.cluster:
             failures = train_on(arguments.cluster, tasks, records)
         else:
@@ -109,15 +126,21 @@ class Records:
         self._order = list(studies)
         self._parameters: dict[str, dict[str, Any]] = {}
 
-    def missing(self, plan: Mapping[str, Params], seeds: int) -> list[Task]:
-        """Return what a plan still needs, and say what is left of earlier studies."""
+    def missing(self, plan: Mapping[str, Params], seeds: int, here: bool) -> list[Task]:
+        """Return what a plan still needs, and say what is left of earlier studies.
+
+        With `here`, seeds without probabilities in this clone are needed, too.
+        """
         self._order += [name for name in plan if name not in self._order]
         tasks = []
         for name, params in plan.items():
             parameters = self._parameters[name] = studied_parameters(params)
             known, done = self.studies.get(name), set[int]()
             if known and known.parameters == parameters:
-                done = {result.seed for result in known.results}
+                done = {
+                    result.seed for result in known.results
+                    if not here or probabilities_file(parameters, result.seed).exists()
+                }  # fmt: skip
             elif known:
                 print(f"{name}: new parameters: its {len(known.results)} old results will go")
             wanted = [seed for seed in range(1, seeds + 1) if seed not in done]
@@ -138,8 +161,8 @@ class Records:
         save_array(probabilities_file(parameters, result.seed), probabilities)
         results, times = [result], {} if seconds is None else {result.seed: seconds}
         if known and known.parameters == parameters:
-            results += known.results
-            times |= self.times.get(task.name, {})
+            results += [other for other in known.results if other.seed != result.seed]
+            times = self.times.get(task.name, {}) | times
         results.sort(key=lambda result: result.seed)
         self.studies[task.name] = Study(parameters=parameters, results=results)
         self.times[task.name] = dict(sorted(times.items()))
@@ -246,6 +269,23 @@ def described(params: Params) -> str:
     return fetch.files.name if fetch.dataset == "files" else fetch.dataset
 
 
+def require_dataset(name: str, what: str) -> None:
+    """Check which data set is at hand.
+
+    Args:
+        name: of the data set that is needed.
+        what: needs it, for a refusal to name.
+
+    Raises:
+        InputError: data/raw holds another one, or none.
+    """
+    if (fetched := load_description().name) != name:
+        raise InputError(
+            f"{what}: needs {name}, but data/raw holds {fetched}: set fetch.dataset in {PARAMS} to "
+            "it, then try again"
+        )
+
+
 def studied_parameters(params: Params) -> dict[str, Any]:
     """Return the parameters that a study's results depend on; MNIST goes without saying."""
     sections: dict[str, Any] = {"preprocess": True, "train": True}
@@ -287,12 +327,12 @@ def table(studies: Studies, times: Times) -> str:
 def _sizes(entry: Study) -> list[int] | None:
     """Return the units of a study's layers, if its data set is a known one or the one at hand."""
     description = MNIST  # or Fashion-MNIST, of the same shape with as many classes
-    if files := entry.parameters.get("fetch", {}).get("files"):
+    if "files" in entry.parameters.get("fetch", {}):
         try:
             description = load_description()
         except InputError:
             return None
-        if description.name != files["name"]:
+        if description.name != entry.dataset:
             return None
     hidden = entry.parameters["train"]["hidden_sizes"]
     return [description.pixels, *hidden, len(description.classes)]

@@ -66,6 +66,7 @@ def train(
     """
     images, labels = training_set
     require_pixels(images)
+    require_pixels(validation_set[0])
     classes = int(labels.max()) + 1
     sizes = [images[0].size, *config.hidden_sizes, classes]
     targets = one_hot(np.arange(classes), classes, config.label_smoothing)
@@ -73,7 +74,7 @@ def train(
     batch_size = len(images) if config.batch_size == "all" else config.batch_size
     starts = range(0, len(images), batch_size)
     batches = [micro_batches(start, min(start + batch_size, len(images))) for start in starts]
-    rows = [np.arange(len(images))[part] for batch in batches for part in batch]
+    rows = [np.arange(part.start, part.stop) for batch in batches for part in batch]
     own_rows = np.concatenate([part[arithmetic.shard(part.size)] for part in rows])
     generator = np.random.default_rng(config.seed)
     parameters = initialise(sizes, config.initialisation, generator, arithmetic.compute_dtype)

@@ -7,10 +7,10 @@ from math import frexp, ldexp
 import numpy as np
 
 from stages.core import exact
-from stages.engine.compiler import exact_kernel, kernel
+from stages.engine.compiler import kernel
 from stages.engine.forward import ANCHOR32, ANCHOR64
 from stages.engine.parallel import DELTAS_TOO_LARGE, WEIGHTS_TOO_LARGE, fail
-from stages.engine.products import ZERO, dot, fill, matrix, tiles_of, units_of
+from stages.engine.products import ZERO, add_magnitudes, dot, fill, matrix, tiles_of, units_of
 from stages.engine.vectors import combine, eight_dots, float_of_bits
 
 WIDTH = 32  # units whose deltas are computed together
@@ -136,7 +136,7 @@ def quantise_columns(network, buffers, options, layer, count, rank):
     fill(sums, 0, stride, 0.0)
     fill(anchors, 0, stride, ZERO)
     if options.quantise:
-        add_wide_magnitudes(sums, deltas)
+        add_magnitudes(sums, deltas)
         for j in range(stride):
             if not sums[j] < exact.DELTA_SUM_BOUND:
                 fail(buffers.control, DELTAS_TOO_LARGE, layer)
@@ -144,20 +144,6 @@ def quantise_columns(network, buffers, options, layer, count, rank):
             anchors[j] = ANCHOR32 * np.float32(quantum)
     for i in range(count):
         round_by_column(per_unit[i], deltas[i], anchors)
-
-
-@exact_kernel
-def add_wide_magnitudes(sums, rows):
-    """Add the absolute values of all rows of a float32 matrix to float64 sums, four at a time."""
-    four = len(rows) // 4 * 4
-    for i in range(0, four, 4):
-        a, b, c, d = rows[i], rows[i + 1], rows[i + 2], rows[i + 3]
-        for j in range(len(sums)):
-            first = np.float64(abs(a[j])) + np.float64(abs(b[j]))
-            sums[j] += first + (np.float64(abs(c[j])) + np.float64(abs(d[j])))
-    for i in range(four, len(rows)):
-        for j in range(len(sums)):
-            sums[j] += np.float64(abs(rows[i, j]))
 
 
 @kernel

@@ -150,6 +150,15 @@ def check_bounds(network, parameters, buffers, options, layer, rank):
 
 
 @kernel
+def quantise_layer(network, parameters, buffers, options, layer, rank):
+    """Quantise all of this thread's part of a layer's W, and note whether its bounds hold."""
+    clear_sums(network, parameters, layer, rank)
+    rows = rows_of(network, layer, rank)
+    quantise_weights(network, parameters, options, layer, rank, 0, rows)
+    check_bounds(network, parameters, buffers, options, layer, rank)
+
+
+@kernel
 def check_output_bounds(network, parameters, buffers, options):
     """Fail if a column of the output layer's W exceeds its bound."""
     output = len(network.inputs) - 1
@@ -194,9 +203,6 @@ def enforce_bounds(network, parameters, buffers, options, rank):
             return
         # All of them, since the flags that say which are being written again.
         for layer in range(output):
-            clear_sums(network, parameters, layer, rank)
-            rows = rows_of(network, layer, rank)
-            quantise_weights(network, parameters, options, layer, rank, 0, rows)
-            check_bounds(network, parameters, buffers, options, layer, rank)
+            quantise_layer(network, parameters, buffers, options, layer, rank)
         if barrier(buffers.control, options.threads) != RUNNING:
             return

@@ -12,10 +12,11 @@ from stages.engine.products import (
     ZERO,
     combine_rows,
     compress,
+    copy,
+    fill,
     gather_images,
     tiles_of,
     units_of,
-    widen,
 )
 from stages.engine.vectors import combine
 
@@ -23,9 +24,6 @@ ANCHOR32 = exact.ANCHORS[np.dtype(np.float32)]
 ANCHOR64 = exact.ANCHORS[np.dtype(np.float64)]
 EXPONENTIAL_ANCHOR = ANCHOR64 * exact.EXPONENTIAL_QUANTUM
 EXPONENTIAL_ANCHOR_OF_MANY = ANCHOR64 * exact.EXPONENTIAL_QUANTUM_OF_MANY
-FEW_CLASSES = exact.FEW_CLASSES
-EXP_TABLE = elementary.EXP_TABLE
-LOWEST = elementary.LOWEST
 STEPS_PER_UNIT = float(elementary.STEPS_PER_UNIT)
 
 
@@ -51,14 +49,15 @@ def keep_units(a, mask):
 @kernel
 def exponential(x):
     """Return e**x for x <= 0: `elementary.exp`."""
-    r = (LOWEST if x < LOWEST else x) * -STEPS_PER_UNIT
+    r = (elementary.LOWEST if x < elementary.LOWEST else x) * -STEPS_PER_UNIT
     k = np.rint(r)
     r = k - r
     series = r * (0.5 / STEPS_PER_UNIT**2)
     series += 1.0 / STEPS_PER_UNIT
     series *= r
     series += 1.0
-    return series * EXP_TABLE[min(max(np.int64(k), 0), len(EXP_TABLE) - 1)]
+    table = elementary.EXP_TABLE
+    return series * table[min(max(np.int64(k), 0), len(table) - 1)]
 
 
 @kernel
@@ -67,7 +66,9 @@ def softmax(logits, b, samples, n, quantise):
     best, total = 0, 0.0
     anchor = 0.0
     if quantise:
-        anchor = EXPONENTIAL_ANCHOR if len(logits) <= FEW_CLASSES else EXPONENTIAL_ANCHOR_OF_MANY
+        anchor = (
+            EXPONENTIAL_ANCHOR if len(logits) <= exact.FEW_CLASSES else EXPONENTIAL_ANCHOR_OF_MANY
+        )
     for c in range(len(logits)):
         logits[c] += np.float64(b[c])
         if logits[c] > logits[best]:
@@ -149,9 +150,9 @@ def compute_logits(network, w, buffers, count, rank):
     o, between = network.hidden[output - 1, rank], network.stride[output - 1, rank]
     logits, weights = buffers.partial_logits[rank].reshape(-1), buffers.wide_weights[rank]
     a = buffers.wide_block[rank, :units]
-    widen(weights, w[W : W + units * stride])
+    copy(weights, w[W : W + units * stride])
     for i in range(count):
-        widen(a, buffers.activations[o : o + units])
+        copy(a, buffers.activations[o : o + units])
         for column in range(0, stride, LANES):
             here = i * stride + column
             combine(LANES, logits, here, weights, column, stride, None, a, 0, units, False)
@@ -178,9 +179,8 @@ def forward(network, w, buffers, options, samples, start, count, mask_row, rank)
     b = w[network.b[output] : network.b[output] + classes]
     for i in range(count * rank // threads, count * (rank + 1) // threads):
         logits = buffers.logits[i, :classes]
-        for c in range(classes):
-            logits[c] = buffers.partial_logits[0, i, c]
-        for other in range(1, threads):
+        fill(logits, 0, classes, 0.0)
+        for other in range(threads):
             for c in range(classes):
                 logits[c] += buffers.partial_logits[other, i, c]
         softmax(logits, b, samples, start + i, options.quantise)

@@ -23,6 +23,7 @@ from stages.engine.descent import (
     check_bounds,
     clear_sums,
     enforce_bounds,
+    quantise_layer,
     quantise_weights,
     rows_of,
     update,
@@ -44,7 +45,6 @@ from stages.engine.products import (
     tiles_of,
     transpose,
     units_of,
-    widen,
 )
 from stages.engine.vectors import atomic_load, scatter
 
@@ -56,8 +56,7 @@ def accumulate(total, found, earlier, plan, n):
     `earlier` is that of the batch's earlier micro-batches, and becomes that of the next one.
     """
     if plan.first[n]:
-        for j in range(len(found)):
-            total[j] = np.float32(found[j])
+        copy(total, found)
     else:
         for j in range(len(found)):
             total[j] = np.float32(earlier[j] + found[j])
@@ -100,7 +99,7 @@ def output_gradients(network, buffers, count, top, bottom, block, rank):
     fill(block, 0, size, 0.0)
     a = block[size : size + rows]
     for i in range(count):
-        widen(a, buffers.activations[begin + top : begin + bottom])
+        copy(a, buffers.activations[begin + top : begin + bottom])
         for column in range(0, stride, LANES):
             scatter(LANES, block, column, stride, None, a, 0, rows, deltas, i * stride + column)
         begin += width
@@ -147,17 +146,13 @@ def learn_biases(network, parameters, buffers, options, plan, n, layer, rank):
     if layer < output:
         start += network.edges[layer, rank]
         units = units_of(network, layer, rank)
-    stop, block = start + units, buffers.block[rank]
+    stop, block, sums = start + units, buffers.block[rank], buffers.wide_block[rank, :units]
+    fill(sums, 0, units, 0.0)
     if layer == output:
-        sums = buffers.wide_block[rank, :units]
-        fill(sums, 0, units, 0.0)
         add_rows(sums, buffers.logits[:count])
-        accumulate(block, sums, parameters.gradient[start:stop], plan, n)
     else:
-        sums = block[:units]
-        fill(block, 0, units, ZERO)
         add_rows(sums, matrix(buffers.per_unit, network.hidden[layer, rank], count, stride))
-        accumulate(block, sums, parameters.gradient[start:stop], plan, n)
+    accumulate(block, sums, parameters.gradient[start:stop], plan, n)
     if plan.last[n]:
         update(parameters, block, options, plan, n, start, stop, np.bool_(False))
 
@@ -170,11 +165,12 @@ def backward(network, parameters, buffers, options, samples, plan, n, rank):
     if n + 1 < len(plan.start):
         prefetch_images(samples, plan.start[n + 1], plan.stop[n + 1])
     output_to_hidden(network, parameters.quantised, buffers, count, rank)
+    learn_weights(network, parameters, buffers, options, plan, n, output, rank)
+    if rank == 0:
+        learn_biases(network, parameters, buffers, options, plan, n, output, rank)
     for layer in range(output - 1, -1, -1):
         quantise_columns(network, buffers, options, layer, count, rank)
         learn_biases(network, parameters, buffers, options, plan, n, layer, rank)
-        if layer == output - 1:
-            learn_weights(network, parameters, buffers, options, plan, n, output, rank)
         if layer > 0:
             find_maxima(network, buffers, layer, count, rank)
             transpose(network, buffers, layer, count, rank)
@@ -192,9 +188,13 @@ def backward(network, parameters, buffers, options, samples, plan, n, rank):
 
 @entry_kernel
 def learn(network, parameters, buffers, options, samples, plan, rank):
-    """Take all threads through the micro-batches of a plan; return the status."""
-    control, threads, output = buffers.control, options.threads, len(network.inputs) - 1
-    mask_row = 0
+    """Take this thread through the micro-batches of a plan; return the status.
+
+    It begins when all threads have done what they do before, and ends when all have done.
+    """
+    control, threads, mask_row = buffers.control, options.threads, 0
+    if barrier(control, threads) != RUNNING:
+        return atomic_load(control, STATUS)
     for n in range(len(plan.start)):
         start, count = plan.start[n], plan.stop[n] - plan.start[n]
         if plan.first[n]:
@@ -211,8 +211,6 @@ def learn(network, parameters, buffers, options, samples, plan, rank):
             break
         if not backward(network, parameters, buffers, options, samples, plan, n, rank):
             break
-        if rank == 0:
-            learn_biases(network, parameters, buffers, options, plan, n, output, rank)
         if barrier(control, threads) != RUNNING:
             break
     return atomic_load(control, STATUS)
@@ -222,7 +220,7 @@ def learn(network, parameters, buffers, options, samples, plan, rank):
 def score(network, w, buffers, options, samples, rank):
     """Classify all samples, a micro-batch at a time."""
     count, at_once = len(samples.rows), len(buffers.logits)
-    no_mask = count - count  # not the literal 0, which has a type of its own
+    no_mask = np.int64(0)  # the literal 0 has a type of its own
     for start in range(0, count, at_once):
         some = min(at_once, count - start)
         if (
@@ -251,18 +249,9 @@ def compress_images(dense, order, start, stop, images, keep_zeros):
 def quantise(network, parameters, buffers, options, rank):
     """Quantise this thread's part of every W, within their bounds."""
     for layer in range(len(network.inputs)):
-        clear_sums(network, parameters, layer, rank)
-        rows = rows_of(network, layer, rank)
-        quantise_weights(network, parameters, options, layer, rank, 0, rows)
-        check_bounds(network, parameters, buffers, options, layer, rank)
+        quantise_layer(network, parameters, buffers, options, layer, rank)
         if rank == 0:
             start, stop = network.b[layer], network.b[layer] + network.outputs[layer]
             copy(parameters.quantised[start:stop], parameters.w[start:stop])
     if barrier(buffers.control, options.threads) == RUNNING:
         enforce_bounds(network, parameters, buffers, options, rank)
-
-
-@entry_kernel
-def meet(control, threads):
-    """Wait for all threads; return the status."""
-    return barrier(control, threads)

@@ -17,7 +17,8 @@ LANES = 16
 NARROW = 64
 """Columns of a matrix that are used together."""
 BLOCK_ROWS = 64
-"""Rows of W updated together: enough to use a tile of deltas several times."""
+"""Rows of a W between hidden layers that are updated together: enough to use a tile of deltas
+several times."""
 TILE = 128
 """Rows of a matrix whose product is taken before that of others, while the cache holds them."""
 
@@ -72,7 +73,7 @@ class Parameters(NamedTuple):
         column_sums: (threads, layers, ...) sums of absolute quantised weights over each thread's
             part of each column, float32.
         row_sums: (threads, layers, ...) the same over its part of each row, float64.
-        exceeded: (threads, layers, ...) whether one of its columns exceeds the bound, bool.
+        exceeded: (threads, layers + padding) whether one of its columns exceeds the bound, bool.
     """
 
     w: Array

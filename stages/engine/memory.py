@@ -74,7 +74,7 @@ def _offsets(counts: Array) -> Array:
 
 
 def aligned(shape: int | tuple[int, ...], dtype: type) -> Array:
-    """Return an array of zeros that starts a cache line, as every row of it then does."""
+    """Return an array of zeros that starts a cache line."""
     count = int(np.prod(shape))
     memory = np.zeros(count * np.dtype(dtype).itemsize + CACHE_LINE, np.uint8)
     start = -memory.ctypes.data % CACHE_LINE
@@ -114,7 +114,7 @@ def allocate_buffers(network: Network, samples: int, threads: int) -> Buffers:
     images, tiles = samples * int(network.inputs[0]), -(-int(network.inputs[0]) // TILE)
     hidden = samples * network.stride[:-1].sum(axis=1)
     output, stride = int(network.stride[-1, 0]), int(network.stride.max())
-    wide = max((TILE + 1) * output + stride, NARROW * (NARROW + 1))
+    wide = max(TILE * (output + 1), stride)
     return Buffers(
         pixels=aligned((threads, images), np.uint16),
         brightness=aligned((threads, images), np.float32),

@@ -80,15 +80,8 @@ def fill(array, first, last, value):
 
 
 @kernel
-def widen(target, source):
-    """Copy a row of float32 numbers to a float64 one."""
-    for k in range(len(source)):
-        target[k] = source[k]
-
-
-@kernel
 def copy(target, source):
-    """Copy a row."""
+    """Copy a row, converted to the target's type."""
     for k in range(len(source)):
         target[k] = source[k]
 
@@ -210,12 +203,13 @@ def add_rows(sums, rows):
 
 @exact_kernel
 def add_magnitudes(sums, rows):
-    """Add the absolute values of all rows of a matrix, four rows at a time."""
-    four = len(rows) // 4 * 4
+    """Add the absolute values of all rows of a matrix, in the sums' type, four rows at a time."""
+    number, four = sums.dtype.type, len(rows) // 4 * 4
     for i in range(0, four, 4):
         a, b, c, d = rows[i], rows[i + 1], rows[i + 2], rows[i + 3]
         for j in range(len(sums)):
-            sums[j] += (abs(a[j]) + abs(b[j])) + (abs(c[j]) + abs(d[j]))
+            first = number(abs(a[j])) + number(abs(b[j]))
+            sums[j] += first + (number(abs(c[j])) + number(abs(d[j])))
     for i in range(four, len(rows)):
         for j in range(len(sums)):
-            sums[j] += abs(rows[i, j])
+            sums[j] += number(abs(rows[i, j]))

@@ -1,7 +1,7 @@
 """Training on all cores: the parameters that `stages.core.training.train` returns, sooner.
 
 Threads run the compiled step of `stages.engine.kernels`; Python draws random numbers, plans the
-batches and scores. An interrupted training can go on from the state after an epoch.
+batches and adds up the losses. An interrupted training can go on from the state after an epoch.
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ class Training:
         """
         images, labels = training_set
         require_pixels(images)
+        require_pixels(validation_set[0])
         self.config, self.threads = config, threads
         self.shape = (images.shape[1], images.shape[2])
         self.images, self.labels = _rows(images), labels.astype(np.int64)
@@ -83,7 +84,7 @@ class Training:
         self.batch_size = len(images) if config.batch_size == "all" else config.batch_size
         self.steps = config.epochs * -(-len(images) // self.batch_size)
         sizes = [self.images.shape[1], *config.hidden_sizes, classes]
-        samples = min(LARGEST_MICRO_BATCH, max(self.batch_size, LEAST_ROWS, threads))
+        samples = min(LARGEST_MICRO_BATCH, max(self.batch_size, LEAST_ROWS))
         self.arithmetic: Arithmetic = Exact(len(sizes) - 1) if exact else Plain()
         self.network = lay_out(sizes, samples, threads, exact)
         self.buffers = allocate_buffers(self.network, samples, threads)
@@ -109,7 +110,7 @@ class Training:
         )
         self.in_ring = bool(config.augmentation) or len(images) > RESIDENT
         if self.in_ring:
-            rows = WINDOW + 2 * CHUNK
+            rows = WINDOW + 2 * CHUNK  # a window may begin and end inside a chunk
             self.sparse_images = allocate_images(
                 rows, self.images.shape[1], rows * self.images.shape[1]
             )
@@ -119,6 +120,8 @@ class Training:
             self.gaussians = [gaussian(config.augmentation.smoothness, n) for n in self.shape]
         self.epoch, self.step, self.best_accuracy = 0, 0, -1.0
         self.kept = self.scored.quantised.copy()
+        rows = WINDOW if config.dropout else 0
+        self.masks = np.empty((rows, sum(config.hidden_sizes)), np.uint8)
 
     def run(
         self,
@@ -127,7 +130,7 @@ class Training:
         on_state: Callable[[State], None] = lambda state: None,
         resume: State | None = None,
     ) -> list[Layer]:
-        """Train, and return the parameters to keep.
+        """Train, once, and return the parameters to keep.
 
         Args:
             on_epoch: called after each epoch.
@@ -245,25 +248,24 @@ class Training:
                         self._prepare(order, chunk)
                 drawn = needed
             if self.config.dropout:
-                samples = samples._replace(masks=self._masks(plan, first, last))
+                for n in range(first + rank, last, self.threads):
+                    self._draw_masks(plan, first, n)
             part = Plan(*(column[first:last] for column in plan))
-            status = kernels.meet(self.buffers.control, self.threads)
-            if status == RUNNING:
-                status = kernels.learn(
-                    self.network, self.parameters, self.buffers, self.options, samples, part, rank
-                )
+            status = kernels.learn(
+                self.network, self.parameters, self.buffers, self.options, samples, part, rank
+            )
             if status != RUNNING:
                 return
 
     def _windows(self, plan: Plan) -> Iterator[tuple[int, int]]:
-        """Cut an epoch's micro-batches into windows of about `WINDOW` images, if need be."""
+        """Cut an epoch's micro-batches into windows of at most `WINDOW` images, if need be."""
         if not (self.in_ring or self.config.dropout):
             yield 0, len(plan.start)
             return
         first = 0
         while first < len(plan.start):
             end = plan.start[first] + WINDOW
-            last = max(first + 1, int(np.searchsorted(plan.stop, end, side="right")))
+            last = int(np.searchsorted(plan.stop, end, side="right"))
             yield first, last
             first = last
 
@@ -283,13 +285,11 @@ class Training:
             keep_zeros,
         )  # fmt: skip
 
-    def _masks(self, plan: Plan, first: int, last: int) -> Array:
-        """Draw the dropout masks of some micro-batches, (samples, hidden units)."""
-        masks = []
-        for n in range(first, last):
-            seed, count = [self.config.seed, self.epoch, n], int(plan.stop[n] - plan.start[n])
-            masks.append(np.concatenate(dropout_masks(self.config, count, seed), axis=1))
-        return np.concatenate(masks).view(np.uint8)
+    def _draw_masks(self, plan: Plan, first: int, n: int) -> None:
+        """Draw a micro-batch's dropout masks, in the window that starts with another one."""
+        start, stop = (int(place - plan.start[first]) for place in (plan.start[n], plan.stop[n]))
+        masks = dropout_masks(self.config, stop - start, [self.config.seed, self.epoch, n])
+        np.concatenate(masks, axis=1, out=self.masks[start:stop].view(np.bool_))
 
     def _choose_parameters_to_score(self) -> None:
         """Bring the parameters to score and keep into `scored`: `parameters_to_score`."""
@@ -319,7 +319,7 @@ class Training:
             rows=rows,
             labels=labels,
             targets=self.targets,
-            masks=np.empty((0, 0), np.uint8),
+            masks=self.masks,
             shifted=np.empty(count),
             total=np.empty(count),
             predictions=np.empty(count, np.int64),
@@ -360,4 +360,4 @@ def compressed(images: Array, skip_zeros: bool) -> SparseImages:
 def _rows(images: Array) -> Array:
     """Return images as contiguous rows of pixels, in a writable array as kernels take it."""
     rows = np.asarray(images).reshape(len(images), -1)
-    return np.require(rows, np.uint8, ["C", "W"])
+    return np.require(rows, requirements=["C", "W"])

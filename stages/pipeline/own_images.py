@@ -212,7 +212,7 @@ def _read_folder(path: Path, classes: tuple[str, ...] | None) -> Labelled:
         n for n in expected if len(n) > LONGEST_NAME or not n.isprintable() or n.strip() != n
     ]:
         raise InputError(
-            f"{path}: {wrong[0]}: a class's name must be printable, at most {LONGEST_NAME} letters"
+            f"{path}: {wrong[0]}: must be a name of at most {LONGEST_NAME} printable characters"
         )
     images: list[Pixels] = []
     labels: list[int] = []

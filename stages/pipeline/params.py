@@ -60,7 +60,7 @@ class _Section(BaseModel):
 
 Text = Annotated[
     str,
-    Field(min_length=1, max_length=40, description="1 to 40 printable letters"),
+    Field(min_length=1, max_length=40, description="1 to 40 printable characters"),
     AfterValidator(_printable),
 ]
 FileName = Annotated[

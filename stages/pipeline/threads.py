@@ -24,16 +24,19 @@ CHECKPOINT_SECONDS = 10.0
 MOST_CHECKPOINT_SECONDS = 86400.0
 
 
-def worker_count() -> int:
+def worker_count(processes: int = 1) -> int:
     """Return the number of training threads: the cores this process may use, at most 4.
 
     The environment variable `WORKERS` overrides it.
+
+    Args:
+        processes: among which the cores are divided.
 
     Raises:
         InputError: the variable is not a whole number from 1 to 64.
     """
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    chosen = os.environ.get("WORKERS") or str(min(cores, MOST_WORKERS))
+    chosen = os.environ.get("WORKERS") or str(min(max(1, cores // processes), MOST_WORKERS))
     if not (chosen.isdecimal() and 1 <= int(chosen) <= MOST_CHOSEN_WORKERS):
         raise InputError(
             f"WORKERS: {chosen}: must be a whole number from 1 to {MOST_CHOSEN_WORKERS}"
