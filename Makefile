@@ -21,7 +21,7 @@ recipe: .venv/.ready ## run RECIPE=name of recipes.yaml as an experiment
 	@python -m tools.summary
 
 # The ranks write what the train stage would, so DVC can record it as the stage's result. HOSTS=file
-# has a line `host:ranks` for each machine.
+# has one `host:ranks` line per machine.
 RANKS = 2
 train: .venv/.mpi ## train over MPI with RANKS=2, on HOSTS=file or here
 	python -m tools.repair_dvc

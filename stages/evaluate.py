@@ -13,7 +13,7 @@ from stages.core.network import softmax, softmax_terms
 from stages.core.prediction import logits_of, predict, quantise, score
 from stages.pipeline.command import InputError, run
 from stages.pipeline.datasets import load_description, load_processed, load_raw
-from stages.pipeline.files import save_csv, save_json
+from stages.pipeline.files import replaced_together, save_csv, save_json
 from stages.pipeline.model_file import MODEL, load_model
 from stages.pipeline.params import load_params
 from stages.pipeline.schemas import CONFUSION, METRICS, PER_CLASS, Scored, save_scored
@@ -23,7 +23,8 @@ def main() -> None:
     """Write the metrics, the per-class figures, the confusion table and the scored test set."""
     load_params()
     try:
-        evaluate()
+        with replaced_together():
+            evaluate()
     except ExactnessError as error:
         raise InputError(f"{MODEL}: {error}") from None
 

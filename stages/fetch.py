@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stages.pipeline.command import run
 from stages.pipeline.datasets import FASHION_MNIST, MNIST, RAW, Description, save_description
-from stages.pipeline.files import save_array
+from stages.pipeline.files import replaced_together, save_array
 from stages.pipeline.own_images import read_own
 from stages.pipeline.params import FetchParams, load_params
 from stages.pipeline.sources import Arrays, fetch_fashion_mnist, fetch_mnist
@@ -14,9 +14,10 @@ def main() -> None:
     """Write the four arrays and the data set's description to data/raw."""
     # Nothing is written before all four arrays are verified.
     description, arrays = fetch(load_params().fetch)
-    for name, array in arrays.items():
-        save_array(RAW / f"{name}.npy", array)
-    save_description(description)
+    with replaced_together():
+        for name, array in arrays.items():
+            save_array(RAW / f"{name}.npy", array)
+        save_description(description)
     report(arrays)
 
 

@@ -25,7 +25,7 @@ from stages.pipeline import threads
 from stages.pipeline.checkpoint import CHECKPOINT, fingerprint_of, load_checkpoint, save_checkpoint
 from stages.pipeline.command import InputError, ending_at_once, run
 from stages.pipeline.datasets import load_processed
-from stages.pipeline.files import save_csv
+from stages.pipeline.files import replaced_together, save_csv
 from stages.pipeline.interrupts import raise_lost_interrupt
 from stages.pipeline.model_file import MODEL, save_model
 from stages.pipeline.params import PARAMS, TrainParams, load_params
@@ -75,20 +75,18 @@ def main(loop: Callable[..., list[Layer]] | None = None) -> None:
     params = load_params().train
     sets = load_processed("train"), load_processed("validation")
     trained = train(params, *sets, CHECKPOINT, f"{PARAMS}: train", loop)
-    save_csv(
-        CURVES,
-        Epoch._fields,
-        [
-            (
-                epoch.epoch,
-                f"{epoch.train_loss:.6f}",
-                f"{epoch.validation_loss:.6f}",
-                f"{epoch.validation_accuracy:.6f}",
-            )
-            for epoch in trained.curves
-        ],
-    )
-    save_model(MODEL, trained.parameters)
+    rows = [
+        (
+            epoch.epoch,
+            f"{epoch.train_loss:.6f}",
+            f"{epoch.validation_loss:.6f}",
+            f"{epoch.validation_accuracy:.6f}",
+        )
+        for epoch in trained.curves
+    ]
+    with replaced_together():
+        save_csv(CURVES, Epoch._fields, rows)
+        save_model(MODEL, trained.parameters)
     CHECKPOINT.unlink(missing_ok=True)
 
 

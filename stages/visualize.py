@@ -10,7 +10,7 @@ from stages.core.augmentation import Augmentation, deform, draw
 from stages.core.metrics import confusion_matrix
 from stages.pipeline.command import run
 from stages.pipeline.datasets import load_description, load_raw
-from stages.pipeline.files import atomic_write
+from stages.pipeline.files import atomic_write, replaced_together
 from stages.pipeline.model_file import MODEL, load_model
 from stages.pipeline.params import load_params
 from stages.pipeline.schemas import kept_epoch, load_curves, load_scored
@@ -55,11 +55,12 @@ def main() -> None:
         "augmented_samples": figures.augmented_samples(originals, deformed),
         "sample_image": figures.sample_image(training_images[0], names[training_labels[0]]),
     }
-    for name, figure in drawn.items():
-        path = REPORTS / f"{name}.png"
-        with atomic_write(path) as file:
-            file.write(png.encode(drawing.render(figure)))
-        print(path)
+    with replaced_together():
+        for name, figure in drawn.items():
+            path = REPORTS / f"{name}.png"
+            with atomic_write(path) as file:
+                file.write(png.encode(drawing.render(figure)))
+            print(path)
 
 
 if __name__ == "__main__":

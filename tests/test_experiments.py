@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from tools.experiments import WIDTH, rows, table
 
 PARAMETERS = {"train": {f"parameter_{n}": n for n in range(40)} | {"epochs": 60}}
@@ -11,8 +13,10 @@ PARAMETERS = {"train": {f"parameter_{n}": n for n in range(40)} | {"epochs": 60}
 
 def revision(accuracy: float | None, error: str | None = None, **changed: int) -> dict[str, Any]:
     parameters = {"train": PARAMETERS["train"] | changed}
+    error_rate = round(1 - (accuracy or 0), 6)
     metrics = {
-        part: {"accuracy": accuracy, "loss": 0.1} for part in ("train", "validation", "test")
+        part: {"accuracy": accuracy, "error_rate": error_rate, "loss": 0.1}
+        for part in ("train", "validation", "test")
     }
     data = {
         "params": {"params.yaml": {"data": parameters}},
@@ -45,6 +49,14 @@ def test_the_best_come_first_and_what_has_no_result_of_its_own_last() -> None:
     ]  # fmt: skip
     assert lines[1].split() == ["better", "99.00%", "99.00%", "train.epochs=30"]
     assert lines[5].split() == ["running", "running", "train.epochs=1"]
+
+
+@pytest.mark.parametrize("metrics", [None, 3, {}, {"validation": 1, "test": 1}])
+def test_metrics_of_another_shape_are_no_result(metrics: object) -> None:
+    found = revision(0.97)
+    found["data"]["metrics"]["reports/metrics.json"]["data"] = metrics
+    (_, _, line) = listed(experiment("odd", None, found))
+    assert line.split() == ["odd", "no", "result"]
 
 
 def test_many_changes_fit_a_line() -> None:

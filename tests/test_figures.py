@@ -6,6 +6,7 @@ import itertools
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from PIL import Image
 
 from stages import visualize
@@ -22,6 +24,8 @@ from stages.pipeline.model_file import save_model
 from stages.pipeline.schemas import Scored, save_scored
 from stages.plots import charts, drawing, figures, png
 from tests.checks.small_project import ROOT, fresh_parameters
+from tools.predict import Prediction
+from tools.sheet import sheet
 
 CLASS_NAMES = MNIST.classes
 WHITE = (255, 255, 255)
@@ -194,6 +198,19 @@ def test_every_pixel_of_an_image_becomes_a_square_of_its_grey(name, scale):
         assert squares[:, 0, :, 0].tobytes() in given_images
 
 
+def a_sheet(names: Sequence[str]) -> Figure:
+    """Draw what `make predict` makes of a wide, a high and a small image."""
+    probabilities = np.random.default_rng(1).dirichlet([0.1] * len(names), 3)
+    seen = np.eye(28, dtype=np.uint8)
+    predictions = [
+        Prediction(str(ROOT / f"reports/{name}.png"), seen, row)
+        for name, row in zip(
+            ("prediction_grid", "sample_image", "studies"), probabilities, strict=True
+        )
+    ]
+    return sheet(predictions, names)
+
+
 @pytest.mark.parametrize(
     "figure",
     [
@@ -229,6 +246,10 @@ def test_every_pixel_of_an_image_becomes_a_square_of_its_grey(name, scale):
         *every_figure((20, 32), ("cat", "dog", "horse")).values(),
         *every_figure((64, 64), FASHION).values(),
         *every_figure((1, 64), [chr(ord("0") + number) for number in range(47)]).values(),
+        a_sheet([str(digit) for digit in range(10)]),
+        a_sheet(FASHION),
+        a_sheet([f"class {number}" for number in range(64)]),
+        a_sheet(["W" * 40, "M" * 40]),
     ],
 )
 def test_no_text_touches_another_or_leaves_the_page(figure):

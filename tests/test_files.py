@@ -24,6 +24,7 @@ from stages.pipeline.files import (
     load_array,
     load_arrays,
     load_bytes,
+    replaced_together,
     save_array,
     save_arrays,
     save_csv,
@@ -93,6 +94,32 @@ def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path: Path) -> Non
         assert path.read_text() == "old"
     assert path.read_text() == "new"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_files_that_belong_together_are_replaced_together(tmp_path: Path) -> None:
+    def contents() -> dict[str, str]:
+        return {path.name: path.read_text() for path in tmp_path.iterdir()}
+
+    def write(name: str, content: str) -> None:
+        with atomic_write(tmp_path / name) as file:
+            file.write(content.encode())
+            if content == "too much":
+                raise OSError
+
+    old = {"one": "old", "other": "old"}
+    for name in old:
+        write(name, "old")
+    with pytest.raises(InputError, match="other: cannot be written"), replaced_together():  # noqa: PT012
+        write("one", "new")
+        write("other", "too much")
+    assert contents() == old
+    with replaced_together():
+        write("one", "new")
+        write("other", "newer")
+        assert {name: (tmp_path / name).read_text() for name in old} == old
+    assert contents() == {"one": "new", "other": "newer"}
+    write("one", "newest")  # at once again
+    assert contents() == {"one": "newest", "other": "newer"}
 
 
 def test_a_killed_process_leaves_the_old_file(tmp_path: Path) -> None:

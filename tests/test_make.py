@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,7 @@ def test_the_result_is_the_test_accuracy_and_where_the_pictures_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["summary"])
     path = tmp_path / summary.METRICS
     path.parent.mkdir()
     accuracies = {"train": 0.99325, "validation": 0.9864, "test": 0.987}
@@ -71,6 +73,19 @@ def test_the_result_is_the_test_accuracy_and_where_the_pictures_are(
         path.write_text(damaged)
         with pytest.raises(InputError, match=r"^reports/metrics.json: damaged"):
             summary.main()
+
+
+@pytest.mark.parametrize("tool", ["draw", "experiments", "repair_dvc", "summary"])
+def test_arguments_of_a_tool_that_has_none_are_refused(tool: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", f"tools.{tool}", "--dry-run"], cwd=ROOT, env=environment(),
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"error: python -m tools.{tool}: unrecognized arguments: --dry-run; --help says what is "
+        "allowed\n"
+    )
 
 
 def test_git_ignores_what_a_running_test_writes() -> None:

@@ -333,8 +333,9 @@ def test_a_rank_with_other_code_is_refused(project: Path) -> None:
     ("arguments", "line"),
     [
         (("0",), "RANKS: 0: must be a whole number from 1 to 1024"),
+        (("9" * 5000,), f"RANKS: {'9' * 5000}: must be a whole number from 1 to 1024"),
         (("abc",), "RANKS: abc: must be a whole number from 1 to 1024"),
-        (("2", "nowhere"), "HOSTS: nowhere: no such file; must have a line 'host:ranks' each"),
+        (("2", "nowhere"), "HOSTS: nowhere: no such file; must have 'host:ranks' lines"),
     ],
 )
 def test_wrong_arguments_are_one_line(

@@ -268,6 +268,13 @@ DAMAGE: dict[str, tuple[str, str, Callable[[], bytes], str]] = {
         lambda: png(X[0].astype(np.uint16)),
         "8-bit",
     ),
+    "a transparent picture": (
+        "folders",
+        f"train/{SIGNS[1]}/0001.png",
+        lambda: png(np.stack([X[0]] * 4, axis=-1)),
+        "transparent in places; must be opaque",
+    ),
+    "an empty array": ("npy", "train-images.npy", lambda: npy(X[:0]), "not a readable .npy array"),
     "no image at all": (
         "folders",
         f"train/{SIGNS[1]}/list.csv",
@@ -331,7 +338,8 @@ def test_a_wrong_file_is_one_line_that_names_it(project: Path, name: str) -> Non
             "fetch.files.test_fraction: 0.01: c",
         ),
         ("npz", {"classes": "[a]"}, "fetch.files.classes: "),
-        ("npz", {"classes": "[a, b, a]"}, "fetch.files.classes: a name is given twice"),
+        ("npz", {"classes": "[a, b, a]"}, "fetch.files.classes: a: given twice; must differ"),
+        ("npz", {"name": "mnist"}, "fetch.files.name: mnist: is another data set's name"),
         ("npz", {"name": "' a'"}, "fetch.files.name:  a: must be 1 to 40 printable characters"),
     ],
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -127,6 +128,18 @@ def check_round_trip(used: Used, url: str, **settings: str) -> None:
     set_parameters(clone, TRIED)
     assert stages_run(dvc(clone, "repro")) == []
     assert outputs(clone) == used.tried != made
+
+
+def test_what_cannot_be_pushed_is_an_error(used: Used, tmp_path: Path) -> None:
+    storage = tmp_path / "storage"
+    dvc(used.project, "remote", "add", "--quiet", "--default", "storage", str(storage))
+    dvc(used.project, "push")
+    for prefix in (storage / f"files/md5/{number:02x}" for number in range(256)):
+        if not prefix.exists():  # so that only what was tried but not committed is in need of it
+            prefix.write_text("in the way")
+    done = run(used.project, sys.executable, "-m", "tools.share", "push")
+    assert done.returncode == 1
+    assert re.match(r"error: run cache: \d+ of \d+ files were not ", done.stderr.splitlines()[-1])
 
 
 def test_a_folder(used: Used, tmp_path: Path) -> None:

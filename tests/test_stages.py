@@ -295,16 +295,19 @@ def test_starting_weights_that_are_too_large_say_what_to_choose(project: Path) -
 
 
 @pytest.mark.parametrize(
-    ("name", "path"),
+    ("name", "path", "smaller"),
     [
-        ("preprocess", "data/processed/x_train.npy"),
-        ("train", "models/model.npz"),
-        ("evaluate", "data/scored.npz"),
-        ("visualize", "reports/prediction_grid.png"),
+        ("preprocess", "data/processed/x_train.npy", "data/processed/y_validation.npy"),
+        ("train", "models/model.npz", "reports/learning_curves.csv"),
+        ("evaluate", "data/scored.npz", "reports/metrics.json"),
+        ("visualize", "reports/prediction_grid.png", "reports/sample_image.png"),
     ],
 )
-def test_a_full_disk_leaves_the_old_outputs(project: Path, name: str, path: str) -> None:
+def test_a_full_disk_leaves_all_old_outputs(
+    project: Path, name: str, path: str, smaller: str
+) -> None:
     # No file can grow beyond 4 kB here, which ends a write in its midst as a full disk does.
+    (project / smaller).write_text("of the last good run")
     before = files(project)
     line = complaint(stage(name, project, "-f 4"))
     assert path in line
@@ -625,6 +628,8 @@ def test_a_missing_permission_leaves_the_old_model(project: Path, folder: str, l
         ("WORKERS", "abc", "a whole number from 1 to 64"),
         ("WORKERS", "1e3", "a whole number from 1 to 64"),
         ("WORKERS", "200", "a whole number from 1 to 64"),
+        ("WORKERS", "9" * 5000, "a whole number from 1 to 64"),
+        ("BLAS_THREADS", "abc", "a whole number from 1 to 64"),
         ("CHECKPOINT_SECONDS", "abc", "a number from 0 to 86400"),
         ("CHECKPOINT_SECONDS", "-1", "a number from 0 to 86400"),
         ("ENGINE", "fast", "compiled or textbook"),

@@ -16,12 +16,13 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import yaml
 
 from stages.core.data import LabelledImages
 from stages.pipeline.command import InputError
-from stages.pipeline.datasets import DESCRIPTION
+from stages.pipeline.datasets import DESCRIPTION, RAW
 from stages.pipeline.interrupts import INTERRUPTED
 from stages.pipeline.params import TrainParams
 from stages.train import Trained, train
@@ -199,6 +200,19 @@ def test_another_data_set_is_refused(project: Path) -> None:
     assert studies(project) == before
 
 
+def test_own_images_that_have_changed_are_another_study(project: Path) -> None:
+    set_parameters(project, {"fetch": {"dataset": "files"}})
+    path = project / DESCRIPTION
+    path.write_text(path.read_text().replace('"mnist"', '"own"'))
+    assert run(project, "other", "1").trained == [1]
+    assert run(project, "other", "1").trained == []
+    labels = np.load(project / RAW / "y_test.npy")
+    np.save(project / RAW / "y_test.npy", labels[::-1])
+    outcome = run(project, "other", "1")
+    assert outcome.output.startswith("other: new parameters: its 1 old results will go\n")
+    assert outcome.trained == [1]
+
+
 def test_a_grid_is_a_study_for_each_combination(project: Path) -> None:
     setting = "--set=train.epochs=1,2 train.learning_rate=0.01"
     outcome = run(project, setting, "quick", "2")
@@ -330,6 +344,7 @@ def document_of(seeds: list[int]) -> dict[str, Any]:
     [
         (("quick", "0"), None, "SEEDS: 0: must be a whole number from 1 to 1000"),
         (("quick", "five"), None, "SEEDS: five: must be a whole number from 1 to 1000"),
+        (("quick", "9" * 5000), None, "SEEDS: 9999"),
         (("no", "1"), None, "recipes.yaml: 'no': no such recipe: must be one of quick, other"),
         (("quick", "1"), "{", "reports/studies.json: damaged: Invalid JSON"),
         (("quick", "1"), '{"quick": {}}', "reports/studies.json: damaged: quick.parameters: "),
@@ -349,7 +364,15 @@ def document_of(seeds: list[int]) -> dict[str, Any]:
                 json.dumps({"quick": document_of([1]) | {"parameters": parameters}}),
                 "reports/studies.json: damaged: quick.parameters: Value error, must hold in fetch",
             )
-            for fetch in ([], 3, {}, {"files": {}}, {"files": {"name": 3}}, {"dataset": None})
+            for fetch in (
+                [],
+                3,
+                {},
+                {"dataset": None},
+                {"files": {"name": 3}},
+                {"dataset": "files", "files": {}},
+                {"dataset": "files", "files": 3},
+            )
             for parameters in [{"train": {"hidden_sizes": [8]}, "fetch": fetch}]
         ),
         *(

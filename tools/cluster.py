@@ -67,7 +67,7 @@ def train(cluster: str, tasks: Sequence[Task], sets: Sets, done: Done, failed: F
 @contextmanager
 def _connected(cluster: str) -> Iterator[tuple[Client, str]]:
     """Yield a client and the resource that a worker for this study has."""
-    local = re.fullmatch(r"local:([0-9]+)", cluster)
+    local = re.fullmatch(r"local:([0-9]{1,9})", cluster)
     if local and 1 <= int(local[1]) <= MOST_LOCAL:
         count, resource = int(local[1]), f"{SEEDS_OF}here"
         workers, logging = threads.worker_count(count), os.environ.get(LOGGING, "critical")

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from stages.pipeline.command import InputError, run
+from stages.pipeline.command import InputError, Parser, run
 from stages.pipeline.params import PARAMS
-from stages.pipeline.schemas import METRICS
+from stages.pipeline.schemas import METRICS, parse_metrics
 from tools.recipe import leaves
 
 WIDTH = 100
@@ -37,6 +37,7 @@ def main() -> None:
     Raises:
         InputError: DVC cannot list the experiments.
     """
+    Parser(prog="python -m tools.experiments", description=__doc__).parse_args()
     shown = subprocess.run(
         [sys.executable, "-m", "dvc", "exp", "show", "--json"], capture_output=True, text=True
     )
@@ -64,11 +65,13 @@ def _row(name: str, revision: Mapping[str, Any], before: Mapping[str, Any], stat
     if revision.get("error"):
         state = state or "failed"
     metrics = ((revision["data"] or {}).get("metrics") or {}).get(str(METRICS)) or {}
-    figures = metrics.get("data") or {}
-    if state or not {"validation", "test"} <= set(figures):
-        return Row(name, None, None, state or "no result", changes)
-    validation, test = figures["validation"]["accuracy"], figures["test"]["accuracy"]
-    return Row(name, validation, test, "", changes)
+    try:
+        found = parse_metrics(json.dumps(metrics.get("data")).encode(), METRICS)
+    except InputError:
+        state = state or "no result"
+    if state:
+        return Row(name, None, None, state, changes)
+    return Row(name, found.validation.accuracy, found.test.accuracy, "", changes)
 
 
 def _parameters(revision: Mapping[str, Any]) -> dict[str, Any]:

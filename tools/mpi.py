@@ -84,9 +84,9 @@ class Job:
             for images, labels in (training_set, validation_set)
         )
         self.shared = True
-        self.ranks.bcast((training_set, validation_set, config, resume))
-        arithmetic = Distributed(len(config.hidden_sizes) + 1, self.ranks)
         try:
+            self.ranks.bcast((training_set, validation_set, config, resume))
+            arithmetic = Distributed(len(config.hidden_sizes) + 1, self.ranks)
             return textbook.train(
                 training_set, validation_set, config, on_epoch, arithmetic, resume, on_state
             )

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, NamedTuple, TextIO
 
-from stages.pipeline.command import InputError, Parser, run
+from stages.pipeline.command import InputError, Parser, run, whole_number
 from stages.pipeline.interrupts import INTERRUPTED
 
 MOST_RANKS = 1024
@@ -27,17 +27,15 @@ def main() -> None:
     """Train over MPI."""
     parser = Parser(prog="python -m tools.mpiexec", description=__doc__)
     parser.add_argument("ranks", help="how many processes")
-    parser.add_argument("hosts", nargs="?", default="", help="file with a line `host:ranks` each")
+    parser.add_argument("hosts", nargs="?", default="", help="a file of `host:ranks` lines")
     arguments = parser.parse_args()
-    ranks, hosts = arguments.ranks, arguments.hosts
-    if not (ranks.isdecimal() and 1 <= int(ranks) <= MOST_RANKS):
-        raise InputError(f"RANKS: {ranks}: must be a whole number from 1 to {MOST_RANKS}")
+    ranks, hosts = whole_number("RANKS", arguments.ranks, MOST_RANKS), arguments.hosts
     if hosts and not Path(hosts).is_file():
-        raise InputError(f"HOSTS: {hosts}: no such file; must have a line 'host:ranks' each")
+        raise InputError(f"HOSTS: {hosts}: no such file; must have 'host:ranks' lines")
     mpiexec = Path(sys.executable).with_name("mpiexec")
     if not mpiexec.exists():
         raise InputError(f"{mpiexec}: not installed; 'make .venv/.mpi' installs it")
-    command = [str(mpiexec), "-n", ranks, *(["-f", hosts] if hosts else [])]
+    command = [str(mpiexec), "-n", str(ranks), *(["-f", hosts] if hosts else [])]
     start([*command, sys.executable, "-m", "tools.mpi"])
 
 

@@ -70,6 +70,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.images:
         raise InputError('no image: make predict IMAGES="photo.jpg scans/*.png"')
+    if arguments.picture:
+        check_picture(arguments.picture, arguments.images)
     description = load_description()
     results = predict(arguments.images, description)
     predictions = [result for result in results.values() if isinstance(result, Prediction)]
@@ -86,6 +88,18 @@ def main() -> None:
         save_sheet(arguments.picture, predictions, description.classes)
     if problems:
         sys.exit(1)
+
+
+def check_picture(path: Path, images: Sequence[str]) -> None:
+    """Refuse to write the picture over an image.
+
+    Raises:
+        InputError: its name is no PNG's, or that of one of the images.
+    """
+    if path.suffix.lower() != ".png":
+        raise InputError(f"--picture: {path}: must end with .png")
+    if path.exists() and any(Path(file).exists() and path.samefile(file) for file in images):
+        raise InputError(f"--picture: {path}: is one of the images: must be another file")
 
 
 def predict(files: Sequence[str], description: Description) -> dict[str, Prediction | str]:

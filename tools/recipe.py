@@ -23,6 +23,7 @@ from stages.pipeline.params import PARAMS, Params, load_params, read_document, v
 
 RECIPES = Path("recipes.yaml")
 DEFAULT = "default"  # alone may be empty
+SET_ASIDE = "set-aside-by-make-recipe"  # how nobody calls an experiment
 
 
 def main() -> None:
@@ -105,7 +106,7 @@ def experiment(name: str, arguments: list[str]) -> int:
     `dvc exp run` refuses a name that is taken, and its --force also runs every stage again. So an
     earlier experiment of the name is set aside meanwhile; if the run fails, it comes back.
     """
-    earlier = f"{name}-before"
+    earlier = f"{name}-{SET_ASIDE}"
     with Repo() as repo:
         if name in _experiments(repo):
             repo.experiments.rename(earlier, name, force=True)

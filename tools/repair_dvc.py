@@ -28,7 +28,7 @@ from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from dvc.utils.serialize import ParseError
 from dvc.utils.strictyaml import YAMLValidationError, load
 
-from stages.pipeline.command import InputError, run
+from stages.pipeline.command import InputError, Parser, run
 
 LOCK = Path("dvc.lock")
 TEMPORARY = Path(".dvc/tmp")
@@ -36,6 +36,7 @@ TEMPORARY = Path(".dvc/tmp")
 
 def main() -> None:
     """Repair, unless a DVC is at work and may be writing."""
+    Parser(prog="python -m tools.repair_dvc", description=__doc__).parse_args()
     try:
         cache = cache_folder()
         with make_lock(TEMPORARY / "lock"), make_lock(TEMPORARY / "rwlock.lock"):

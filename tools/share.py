@@ -26,10 +26,15 @@ def main() -> None:
         with Repo() as repo, repo.lock:
             runs = getattr(repo.stage_cache, action)(None)
             files = set().union(*repo.stage_cache.get_used_objs(runs).values())
-            moved = len(getattr(repo.cloud, action)(files).transferred)
+            moved, failed = getattr(repo.cloud, action)(files)
     except DvcException as error:
         raise InputError(" ".join(str(error).split())) from None
-    print(f"run cache: {len(runs)} results, {moved} files {action}ed")
+    if failed:
+        raise InputError(
+            f"run cache: {len(failed)} of {len(moved) + len(failed)} files were not {action}ed: "
+            "see above, then try again"
+        )
+    print(f"run cache: {len(runs)} results, {len(moved)} files {action}ed")
 
 
 if __name__ == "__main__":

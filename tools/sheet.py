@@ -39,7 +39,7 @@ from tools.predict import Prediction
 MOST = 40
 """Images on a page."""
 COLUMNS, COLUMN, ROW, TOP, SIZE = 2, (WIDTH - 2 * MARGIN) // 2, 340, 150, 224
-BARS_LEFT, BARS = 2 * (SIZE + 20), 340
+BARS_LEFT, BARS, MOST_BARS = 2 * (SIZE + 20), 340, 10
 
 
 def save_sheet(path: Path, predictions: Sequence[Prediction], classes: Sequence[str]) -> None:
@@ -60,9 +60,8 @@ def sheet(predictions: Sequence[Prediction], classes: Sequence[str]) -> Figure:
     rows = -(-len(predictions) // COLUMNS)
     figure = page(WIDTH, TOP + ROW * rows)
     heading(figure, "What the network saw")
-    note(
-        figure, "Each image, as it was prepared for the network, and each digit's probability.", 110
-    )
+    words = "Each image, as it was prepared for the network, and the most probable classes."
+    note(figure, words, 110)
     for number, prediction in enumerate(predictions):
         row, column = divmod(number, COLUMNS)
         _draw(figure, prediction, classes, MARGIN + COLUMN * column, TOP + ROW * row)
@@ -78,19 +77,21 @@ def _draw(
     verdict += ", unsure" if prediction.unsure else ""
     name = shortened(Path(prediction.file).name, 24, BARS_LEFT - 40)
     write(figure, name, left, top + 20, 24)
+    verdict = shortened(verdict, 24, BARS)
     write(figure, verdict, left + BARS_LEFT, top + 20, 24, colour, bold=True)
     top += 50
     _place_within(figure, _thumbnail(prediction.file), left, top)
     seen = enlarge(grey(prediction.seen), SIZE // max(prediction.seen.shape))
     _place_within(figure, seen, left + SIZE + 20, top)
 
-    pitch, height = BARS // len(classes), SIZE - 34
-    for digit, probability in enumerate(prediction.probabilities):
-        x, filled = left + BARS_LEFT + pitch * digit, round(height * float(probability))
+    shown = sorted(prediction.ranking[:MOST_BARS])
+    pitch, height = BARS // len(shown), SIZE - 34
+    for number, digit in enumerate(shown):
+        x, filled = left + BARS_LEFT + pitch * number, height * prediction.probabilities[digit]
         column = patch(pitch - 8, height, LIGHT_GREY)
-        column[height - filled :] = colour if digit == best else BLUE
+        column[height - round(float(filled)) :] = colour if digit == best else BLUE
         place(figure, column, x, top)
-        words, shade = classes[digit], colour if digit == best else GREY
+        words, shade = shortened(classes[digit], 24, pitch - 4), colour if digit == best else GREY
         write(figure, words, x + pitch // 2 - 4, top + height + 22, 24, shade, align="center")
 
 

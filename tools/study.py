@@ -12,6 +12,7 @@ change of it that changes results, remove the recipe from the file.
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -24,8 +25,8 @@ from stages.pipeline import threads  # noqa: F401  (before NumPy)
 # isort: split
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from stages.pipeline.command import InputError, Parser, run
-from stages.pipeline.datasets import MNIST, load_description
+from stages.pipeline.command import InputError, Parser, run, whole_number
+from stages.pipeline.datasets import MNIST, load_description, load_raw
 from stages.pipeline.files import atomic_write, check_regular, damaged, save_array, save_json
 from stages.pipeline.params import PARAMS, Params
 from stages.plots import charts, drawing, png
@@ -49,8 +50,11 @@ def _checked(parameters: dict[str, Any]) -> dict[str, Any]:
             pass
         case _:
             raise ValueError("must hold train.hidden_sizes, a list of whole numbers")
-    match parameters.get("fetch", {"dataset": "mnist"}):
-        case {"files": {"name": str()}} | {"dataset": str()}:
+    match parameters.get("fetch", {"dataset": MNIST.name}):
+        case {"files": files}:
+            if isinstance(files, dict) and isinstance(files.get("name"), str):
+                return parameters
+        case {"dataset": str()}:
             return parameters
     raise ValueError("must hold in fetch the name of a data set, if anything")
 
@@ -82,6 +86,11 @@ class Study(BaseModel):
         name: str = fetch["files"]["name"] if "files" in fetch else fetch["dataset"]
         return name
 
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The parameters that params.yaml held: all but the images' digest."""
+        return {key: value for key, value in self.parameters.items() if key != "images"}
+
 
 Studies = dict[str, Study]
 Times = dict[str, dict[int, Annotated[float, Field(ge=0, allow_inf_nan=False)]]]
@@ -97,13 +106,14 @@ def main() -> None:
     parser.add_argument("--cluster", default="", help="local:2, or such as tcp://host:8786")
     parser.add_argument("--here", action="store_true", help="seeds of other clones, too")
     arguments = parser.parse_args()
-    if not (arguments.seeds.isdecimal() and 1 <= int(arguments.seeds) <= MOST_SEEDS):
-        raise InputError(f"SEEDS: {arguments.seeds}: must be a whole number from 1 to {MOST_SEEDS}")
+    seeds = whole_number("SEEDS", arguments.seeds, MOST_SEEDS)
     records = Records(load_studies(), load_times())
     recipe = load_recipe(arguments.recipe)
     plan = combinations(arguments.recipe, recipe, arguments.set)
+    if recipe.fetch.dataset == "files":
+        require_dataset(described(recipe), f"{RECIPES}: {arguments.recipe}")
     try:
-        tasks = records.missing(plan, int(arguments.seeds), arguments.here)
+        tasks = records.missing(plan, seeds, arguments.here)
         if tasks:
             require_dataset(described(recipe), f"{RECIPES}: {arguments.recipe}")
         if arguments.cluster:
@@ -135,6 +145,8 @@ class Records:
         tasks = []
         for name, params in plan.items():
             parameters = self._parameters[name] = studied_parameters(params)
+            if params.fetch.dataset == "files":  # which may have changed under the same names
+                parameters["images"] = images_digest()
             known, done = self.studies.get(name), set[int]()
             if known and known.parameters == parameters:
                 done = {
@@ -284,6 +296,15 @@ def require_dataset(name: str, what: str) -> None:
             f"{what}: needs {name}, but data/raw holds {fetched}: set fetch.dataset in {PARAMS} to "
             "it, then try again"
         )
+
+
+def images_digest() -> str:
+    """Return the SHA-256 of all images and labels at hand."""
+    digest = hashlib.sha256()
+    for part in ("train", "test"):
+        for array in load_raw(part):
+            digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def studied_parameters(params: Params) -> dict[str, Any]:

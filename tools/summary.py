@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stages.pipeline.command import run
+from stages.pipeline.command import Parser, run
 from stages.pipeline.files import load_bytes
 from stages.pipeline.schemas import METRICS, parse_metrics
 
@@ -13,6 +13,7 @@ def main() -> None:
     Raises:
         InputError: the metrics are missing or damaged.
     """
+    Parser(prog="python -m tools.summary", description=__doc__).parse_args()
     metrics = parse_metrics(load_bytes(METRICS), METRICS)
     print(
         f"test accuracy {metrics.test.accuracy:.2%} (validation {metrics.validation.accuracy:.2%}, "

@@ -45,7 +45,7 @@ def verdict(old: Judged, new: Judged, studies: Studies) -> str:
     direction = "Better" if change > 0 else "Worse"
     for side in (old, new):
         for recipe, study in studies.items():
-            if side.parameters == study.parameters and len(study.results) > 1:
+            if side.parameters == study.chosen and len(study.results) > 1:
                 accuracies = [getattr(result, f"{name}_accuracy") for result in study.results]
                 spread = 2 * sqrt(2) * 100 * stdev(accuracies)
                 if abs(change) <= spread:

@@ -48,7 +48,7 @@ def executed(content: bytes) -> bytes:
     with settings_aside():
         import nbformat
         from nbclient import NotebookClient
-        from nbclient.exceptions import CellExecutionError, DeadKernelError
+        from nbclient.exceptions import CellExecutionError
         from traitlets.config import Config
 
         try:
@@ -71,8 +71,9 @@ def executed(content: bytes) -> bytes:
             client.execute()
         except CellExecutionError as error:
             raise InputError(f"{NOTEBOOK}: a cell fails: {error.ename}: {error.evalue}") from None
-        except DeadKernelError as error:
-            raise InputError(f"{NOTEBOOK}: a cell fails: {error}") from None
+        except (RuntimeError, TimeoutError) as error:  # the kernel has died, or takes too long
+            reason = str(error).split("\n", 1)[0]
+            raise InputError(f"{NOTEBOOK}: a cell fails: {reason}") from None
     for number, cell in enumerate(notebook.cells, start=1):
         for output in cell.get("outputs", []):
             if output.get("name") == "stderr":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import os
+import re
 import signal
 import sys
 import threading
@@ -36,6 +37,17 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Refuse the command line."""
         raise InputError(f"{self.prog}: {message}; --help says what is allowed")
+
+
+def whole_number(name: str, text: str, most: int) -> int:
+    """Return the whole number, from 1 to `most`, that a variable or a command line holds.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    if re.fullmatch(r"[0-9]{1,9}", text) and 1 <= int(text) <= most:
+        return int(text)
+    raise InputError(f"{name}: {text}: must be a whole number from 1 to {most}")
 
 
 def run(main: Callable[[], None], *, no_arguments: bool = False, single: bool = True) -> None:

@@ -10,6 +10,7 @@ import stat
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -24,6 +25,30 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 
+_written: ContextVar[dict[Path, Path] | None] = ContextVar("written", default=None)
+"""Within `replaced_together`: the files to be replaced, and their temporary files."""
+
+
+@contextmanager
+def replaced_together() -> Iterator[None]:
+    """Keep all old files until every `atomic_write` within has gone well.
+
+    Raises:
+        InputError: a file cannot be replaced.
+    """
+    written: dict[Path, Path] = {}
+    token = _written.set(written)
+    try:
+        yield
+        for path, temporary in written.items():
+            with _writing(path):
+                os.replace(temporary, path)
+    finally:
+        _written.reset(token)
+        for temporary in written.values():
+            temporary.unlink(missing_ok=True)
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file beside `path`; move it over `path` only when all went well.
@@ -34,8 +59,9 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         InputError: the disk is full, or the folder cannot be written to.
     """
+    written = _written.get()
     temporary = path.with_name(f".{path.name}.part")
-    try:
+    with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             temporary.unlink(missing_ok=True)  # not opened: it could be a pipe
@@ -43,10 +69,20 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            if written is None:
+                os.replace(temporary, path)
+            else:
+                written[path] = temporary
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn what the system refuses into one line that names the file."""
+    try:
+        yield
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from stages.pipeline.command import InputError
 from stages.pipeline.datasets import LARGEST_SIDE
+from stages.pipeline.files import check_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -38,6 +39,8 @@ IMAGES_MAGIC, LABELS_MAGIC = 0x0803, 0x0801  # unsigned bytes in 3 dimensions an
 def reading(path: Path, kind: str) -> Iterator[None]:
     """Turn whatever a damaged file makes a library raise into one line that names the file."""
     try:
+        if not path.is_dir():
+            check_regular(path)
         yield
     except (InputError, MemoryError):
         raise
@@ -106,8 +109,10 @@ def _array_in(content: bytes, name: object) -> NDArray[Any]:
         if dtype.hasobject or dtype.kind not in "biuf":
             raise ValueError(f"it holds {dtype.name}, not numbers")
         size = dtype.itemsize * math.prod(shape)
-        if size != len(content) - file.tell() or size == 0:
+        if size != len(content) - file.tell():
             raise ValueError(f"{len(content) - file.tell():,} bytes instead of {size:,}")
+        if size == 0:
+            raise ValueError("it is empty")
     except Exception as error:  # NumPy's parser of headers raises whatever Python's does
         reason = str(error).split("\n", 1)[0] or type(error).__name__
         raise InputError(f"{name}: not a readable .npy array ({reason})") from None
@@ -183,10 +188,12 @@ def read_picture(path: Path) -> tuple[Pixels, bool]:
 
 
 def _pixels(image: Picture, path: Path) -> tuple[Pixels, bool]:
-    if image.mode in ("1", "L"):
+    if image.mode in ("1", "L") and not image.has_transparency_data:
         return np.asarray(image.convert("L")), False
-    if image.mode not in ("P", "PA", "LA", "La", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"):
+    if image.mode not in ("1", "L", "P", "PA", "LA", "La", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"):
         raise InputError(f"{path}: pixels of mode {image.mode}; must be 8-bit grey or colour")
+    if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
+        raise InputError(f"{path}: transparent in places; must be opaque")
     red_green_blue = np.asarray(image.convert("RGB"))
     coloured = bool((red_green_blue != red_green_blue[..., :1]).any())
     return grey(red_green_blue), coloured

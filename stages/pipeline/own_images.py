@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from stages.core.data import MOST_CLASSES, DataError, check, stratified_split
 from stages.pipeline.command import InputError
-from stages.pipeline.datasets import LONGEST_NAME, Description
+from stages.pipeline.datasets import FASHION_MNIST, LONGEST_NAME, MNIST, Description
 from stages.pipeline.formats import (
     IMAGES_MAGIC,
     LABELS_MAGIC,
@@ -59,10 +59,12 @@ def read_own(params: FilesParams) -> tuple[Description, Arrays]:
     Raises:
         InputError: a file is missing or damaged, or the sets do not fit together.
     """
+    if params.name in (MNIST.name, FASHION_MNIST.name):
+        raise InputError(f"{PARAMS}: fetch.files.name: {params.name}: is another data set's name")
     given = None if params.classes == "none" else tuple(params.classes)
+    if twice := [name for name in given or () if params.classes.count(name) > 1]:
+        raise InputError(f"{PARAMS}: fetch.files.classes: {twice[0]}: given twice; must differ")
     train = _read(params.train_images, params.train_labels, given, "train")
-    if given and len(set(given)) < len(given):
-        raise InputError(f"{PARAMS}: fetch.files.classes: a name is given twice; must differ")
     classes, shape = train.classes, train.images.shape[1:]
     if params.test_images == "none":
         try:

@@ -1,4 +1,4 @@
-"""How many threads compute, and which loop trains. Imported before NumPy.
+"""How many threads compute, and how often a checkpoint is saved. Imported before NumPy.
 
 BLAS keeps to one thread, whatever the shell says: the training's own threads use the cores. BLAS
 libraries read these variables once, when NumPy is first imported. Because the arithmetic is exact
@@ -12,11 +12,12 @@ import os
 import re
 import sys
 
-from stages.pipeline.command import InputError
+from stages.pipeline.command import InputError, whole_number
 
+BLAS_THREADS = os.environ.get("BLAS_THREADS") or "1"
 for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS",
                  "VECLIB_MAXIMUM_THREADS"):  # fmt: skip
-    os.environ[variable] = os.environ.get("BLAS_THREADS", "1")
+    os.environ[variable] = BLAS_THREADS
 
 MOST_WORKERS = 4
 MOST_CHOSEN_WORKERS = 64
@@ -33,16 +34,13 @@ def worker_count(processes: int = 1) -> int:
         processes: among which the cores are divided.
 
     Raises:
-        InputError: the variable is not a whole number from 1 to 64.
+        InputError: the variable, or `BLAS_THREADS`, is not a whole number from 1 to 64.
     """
+    whole_number("BLAS_THREADS", BLAS_THREADS, MOST_CHOSEN_WORKERS)
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     chosen = os.environ.get("WORKERS") or str(min(max(1, cores // processes), MOST_WORKERS))
-    if not (chosen.isdecimal() and 1 <= int(chosen) <= MOST_CHOSEN_WORKERS):
-        raise InputError(
-            f"WORKERS: {chosen}: must be a whole number from 1 to {MOST_CHOSEN_WORKERS}"
-        )
     # Threads that wait for a core that others of them hold only slow each other down.
-    return min(int(chosen), max(cores, MOST_WORKERS))
+    return min(whole_number("WORKERS", chosen, MOST_CHOSEN_WORKERS), max(cores, MOST_WORKERS))
 
 
 def checkpoint_seconds() -> float:

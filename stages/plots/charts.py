@@ -271,13 +271,14 @@ def studies(accuracies: Mapping[str, Sequence[float]]) -> Figure:
         write(figure, words, left - 20 + x, top + height + 34, 26, align="center")
     for row, name in enumerate(best_first):
         y = pitch * row + pitch // 2
+        strip = plot[pitch * row : pitch * (row + 1) + 2 * BORDER]  # the row's, and around it
         middle, start, end, *seeds = map(across, errors(name))
-        bar, rings = BORDER + y + 24, BORDER + y - 4
-        paint(plot, [((start, bar), (end, bar)), ((end, bar), (end, bar))], 3, ORANGE)
-        paint(plot, [((middle, bar), (middle, bar))], 8, ORANGE)
+        bar, rings = BORDER + pitch // 2 + 24, BORDER + pitch // 2 - 4
+        paint(strip, [((start, bar), (end, bar)), ((end, bar), (end, bar))], 3, ORANGE)
+        paint(strip, [((middle, bar), (middle, bar))], 8, ORANGE)
         for x in seeds:
-            paint(plot, [((x, rings), (x, rings))], 10, BLUE)
-            paint(plot, [((x, rings), (x, rings))], 7, WHITE)
+            paint(strip, [((x, rings), (x, rings))], 10, BLUE)
+            paint(strip, [((x, rings), (x, rings))], 7, WHITE)
         words = f"{100 * mean(accuracies[name]):.2f} %"
         if len(seeds) > 1:
             words += f" \N{PLUS-MINUS SIGN} {100 * spreads[name]:.2f} %"
