@@ -391,7 +391,7 @@ NOTEBOOK_ITERATIONS = 10
 
 
 def notebook(task: Task, data: Data) -> Train:
-    """Train with the notebook's own algorithm: full batch, float64, a column a sample.
+    """Train with the notebook's own algorithm: full batch, float64, one column per sample.
 
     Its slips are kept, since they are part of it; an "epoch" is 10 of its iterations.
     """

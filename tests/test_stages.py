@@ -36,7 +36,7 @@ from tests.checks.small_project import (
 
 STAGES = ["fetch", "preprocess", "train", "evaluate", "visualize"]
 Arrays = dict[str, NDArray[np.float32]]
-LINE = "interrupted: every file on disk is whole, and 'dvc repro' goes on from here\n"
+LINE = "interrupted: every file on disk is whole, and 'dvc repro' resumes\n"
 
 
 def stage(
@@ -552,7 +552,7 @@ def test_ctrl_c_while_kernels_are_compiled_is_one_line(
     training.send_signal(signal.SIGINT)
     _, said = training.communicate(timeout=60)
     assert training.returncode == 130
-    assert said == "interrupted: every file on disk is whole, and 'dvc repro' goes on from here\n"
+    assert said == "interrupted: every file on disk is whole, and 'dvc repro' resumes\n"
     assert list(cache.glob("*/kernels.learn*")) == []  # nobody has waited for the compiler
     assert files(project) == before
 

@@ -156,7 +156,7 @@ class _Study:
         except (OSError, TimeoutError, CancelledError):
             raise InputError(
                 f"CLUSTER: {self._cluster}: the scheduler is lost: {self._done} of {self._total} "
-                "seeds are kept, and the same command goes on from there"
+                "seeds are kept, and the same command resumes"
             ) from None
 
     def _workers(self) -> dict[str, bool]:

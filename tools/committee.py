@@ -26,12 +26,12 @@ MOST_NETWORKS = 7  # of which there are 127 committees
 
 
 class Committees(NamedTuple):
-    """How well committees of so many networks do.
+    """How well committees of one size do.
 
     Attributes:
-        networks: how many.
+        networks: in each.
         accuracy: the mean of all such committees' accuracies.
-        standard_error: of this mean, were the test images drawn anew.
+        standard_error: of this mean, from sampling the test images.
     """
 
     networks: int
@@ -91,7 +91,7 @@ def load_probabilities(name: str, study: Study, labels: Array, shape: tuple[int,
 
 
 def committees(probabilities: Array, labels: Array) -> Iterator[Committees]:
-    """Yield how committees of 1, 2, ... networks do, each the mean over all choices of so many.
+    """Yield how committees of 1, 2, ... networks do, each the mean over all committees of that size.
 
     Args:
         probabilities: (networks, samples, classes) float64.

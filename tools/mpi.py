@@ -3,7 +3,7 @@
     mpiexec -n 4 python -m tools.mpi
 
 Every rank holds all parameters and computes its shard of each micro-batch; the sums over samples
-are then added up over the ranks (`MPI_Allreduce`). They are exact, so neither the number of ranks
+are then added up over the ranks (`MPI_Iallreduce`). They are exact, so neither the number of ranks
 nor the order in which MPI adds changes a bit. Rank 0 alone reads and writes files and reports
 progress. `python -m tools.mpiexec` starts the ranks and says in one line what went wrong.
 """

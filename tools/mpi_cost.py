@@ -38,7 +38,7 @@ REPEATS = 7
 
 
 class Cost(NamedTuple):
-    """What one step takes: seconds, bytes and messages.
+    """What one step takes: seconds, bytes and reductions.
 
     `computing` is, for each of `MACHINES`, one rank's part of the work that is divided; `updating`
     is done by every rank; `reducing` was measured among the ranks at hand.
@@ -47,17 +47,17 @@ class Cost(NamedTuple):
     computing: list[float]
     updating: float
     reducing: float
-    sent: int
-    messages: int
+    reduced: int
+    reductions: int
 
     def seconds(self, machine: int, rate: float, latency: float) -> float:
         """Return the step's time on `MACHINES[machine]` of them in a network, by the usual model.
 
-        Reducing n bytes takes 2 log2(ranks) latencies and 2 (ranks - 1) / ranks * n / rate.
+        Reducing n bytes takes 2 ceil(log2(ranks)) latencies and 2 (ranks - 1) / ranks * n / rate.
         """
         ranks = MACHINES[machine]
-        reducing = 2 * math.ceil(math.log2(ranks)) * latency * self.messages
-        reducing += 2 * (ranks - 1) / ranks * self.sent / rate
+        reducing = 2 * math.ceil(math.log2(ranks)) * latency * self.reductions
+        reducing += 2 * (ranks - 1) / ranks * self.reduced / rate
         return self.computing[machine] + self.updating + reducing
 
 
@@ -126,9 +126,9 @@ def cost(hidden: list[int], batch: int) -> Cost:
     reducing = fastest(
         lambda: [distributed.all_reduce(*arrays) for arrays in sums], time.perf_counter, 100
     )
-    sent = sum(array.nbytes for arrays in sums for array in arrays)
+    reduced = sum(array.nbytes for arrays in sums for array in arrays)
     return Cost(
-        seconds, fastest(update), reducing * len(parts), sent * len(parts), len(sums) * len(parts)
+        seconds, fastest(update), reducing * len(parts), reduced * len(parts), len(sums) * len(parts)
     )
 
 
@@ -139,14 +139,14 @@ def main() -> None:
     if ranks.rank:
         return
     print(
-        "| network | batch | computing, ms | updating, ms | reducing here, ms | sent | messages |\n"
+        "| network | batch | computing, ms | updating, ms | reducing here, ms | bytes reduced | reductions |\n"
         "|---|--:|--:|--:|--:|--:|--:|"
     )
     for (hidden, batch), found in costs.items():
         times = (found.computing[0], found.updating, found.reducing)
         figures = " | ".join(f"{1e3 * seconds:.2f}" for seconds in times)
-        print(f"| {name(hidden)} | {batch} | {figures} | {found.sent / 1e6:.2f} MB "
-              f"| {found.messages} |")  # fmt: skip
+        print(f"| {name(hidden)} | {batch} | {figures} | {found.reduced / 1e6:.2f} MB "
+              f"| {found.reductions} |")  # fmt: skip
     columns = [(where, i) for where in NETWORKS for i in range(1, len(MACHINES))]
     heads = " | ".join(f"{MACHINES[i]}, {where}" for where, i in columns)
     print(f"\n| network | batch | 1 machine, ms | {heads} |\n|---|--:|--:|{'--:|' * len(columns)}")

@@ -101,7 +101,7 @@ def reason(words: str, code: int) -> str:
     if end := re.search(r"EXIT STRING: (.+)", words):
         return (
             f"a rank was lost: {end[1]}; mpiexec ended the others; "
-            "run it again to go on from the last checkpoint"
+            "run it again to resume from the last checkpoint"
         )
     last = words.strip().splitlines()[-1:] or [f"it exited with {code}"]
     return f"mpiexec: {last[0]}"

@@ -1,8 +1,9 @@
-"""Repair what DVC itself does not: part of `make repro`, `make recipe`, `make study`, `make push`.
+"""Repair what DVC itself does not: part of every `make` target that runs DVC.
 
 DVC removes a stage's outputs before it runs the stage. If the stage is then killed or refuses a
 parameter, the old ones are in DVC's cache: `dvc repro` restores them as soon as the parameters are
-the old ones again, `git restore . && dvc checkout` at once. What is not there is made anew.
+the old ones again, `git restore params.yaml dvc.lock reports && dvc checkout` at once. What is not
+there is made anew.
 
 That needs files that DVC can read. It writes dvc.lock and .dvc/tmp/rwlock in place, not whole at
 once. Killed in between, it leaves a file that it refuses to read ever after, although it can do

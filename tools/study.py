@@ -1,7 +1,7 @@
 """Train a recipe of recipes.yaml with seeds 1, 2, ... and score each network on the test set, once.
 
 With --set every combination of some parameters' values is trained, each a study of its own. With
---cluster the seeds are shared out to the workers of a Dask cluster, one seed a worker at a time.
+--cluster the seeds are shared out to the workers of a Dask cluster, one per worker at a time.
 
 Every finished seed is kept in reports/studies.json at once, and is not trained again as long as
 the recipe's parameters are the same, but with --here those that another clone has trained are; one
@@ -225,7 +225,7 @@ def _load(path: Path, schema: TypeAdapter[dict[str, T]]) -> dict[str, T]:
 
 
 def train_here(tasks: Sequence[Task], records: Records) -> list[str]:
-    """Train one seed after another in this process; return why some failed, a line a reason."""
+    """Train one seed after another in this process; return why some failed, one line per reason."""
     failures = Failures()
     if tasks:
         sets = load_sets()
@@ -242,7 +242,7 @@ def train_here(tasks: Sequence[Task], records: Records) -> list[str]:
 
 
 def train_on(cluster: str, tasks: Sequence[Task], records: Records) -> list[str]:
-    """Train on a cluster; return why some seeds failed, a line a reason.
+    """Train on a cluster; return why some seeds failed, one line per reason.
 
     Raises:
         InputError: Dask is not installed, or as for `tools.cluster.train`.

@@ -1,4 +1,4 @@
-"""Say what the run in the workspace came to, and where its pictures are: how `make repro` ends."""
+"""Say what the run in the workspace came to, and where its figures are: how `make repro` ends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def main() -> None:
         f"test accuracy {metrics.test.accuracy:.2%} (validation {metrics.validation.accuracy:.2%}, "
         f"train {metrics.train.accuracy:.2%})"
     )
-    print("pictures: reports/prediction_grid.png and others beside it; compare runs: make report")
+    print("figures: reports/prediction_grid.png and others beside it; compare runs: make report")
 
 
 if __name__ == "__main__":

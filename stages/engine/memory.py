@@ -142,7 +142,7 @@ def allocate_buffers(network: Network, samples: int, threads: int) -> Buffers:
 
 
 def allocate_images(count: int, pixels: int, bright: int) -> SparseImages:
-    """Return room for images of so many pixels, `bright` of them not dark in all."""
+    """Return room for images of `pixels` pixels each, of which `bright` in all are not dark."""
     return SparseImages(
         pixels=np.empty(bright + 1, np.uint16),  # `compress` writes before it knows whether to keep
         brightness=np.empty(bright + 1, np.uint8),

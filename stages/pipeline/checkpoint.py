@@ -1,4 +1,4 @@
-"""The training's checkpoint: what an interrupted `train` stage goes on from.
+"""The training's checkpoint: what an interrupted `train` stage resumes from.
 
 It lies where Git and DVC ignore everything and is no output: it changes no hash, and the stage
 removes it at its end. It counts only for the very same training: each part of its fingerprint (the

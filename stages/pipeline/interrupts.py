@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 
-INTERRUPTED = "interrupted: every file on disk is whole, and 'dvc repro' goes on from here"
+INTERRUPTED = "interrupted: every file on disk is whole, and 'dvc repro' resumes"
 
 _received: list[int] = []
 
