@@ -85,7 +85,7 @@ test: .venv/.ready .venv/.mpi .venv/.dask ## run the tests: about ten minutes
 verify: .venv/.ready ## run a clean clone of HEAD and compare all bytes: a minute
 	python -m tests.checks.verify $(VERIFY)
 
-# BENCH="--quick" takes a few minutes.
+# BENCH="--quick" takes a few minutes, and leaves the committed report as it is.
 bench: .bench-venv/.ready ## train against other libraries: about eight minutes
 	.bench-venv/bin/python -m benchmark.run $(BENCH)
 

@@ -17,7 +17,6 @@ from benchmark.peers import CONTENDERS, NOTEBOOK_ITERATIONS, Task, cores
 from benchmark.worker import Unavailable, Worker
 
 # isort: split
-import argparse
 import os
 import platform
 import statistics
@@ -39,6 +38,9 @@ from stages.pipeline.files import load_array, save_json
 from stages.pipeline.threads import worker_count
 
 DATA = Path("data/raw")
+REPORTS = Path("reports")
+PARTIAL = Path(".dvc/tmp/bench")  # the reports of what is not the whole benchmark
+PARTS = ("throughput", "accuracy", "scaling")
 OURS = "ours_exact"
 TABLE = (
     OURS,
@@ -482,19 +484,20 @@ def _skipped(report: Report) -> dict[str, str]:
 
 def main() -> None:
     """Measure, print the table, write the report and its pictures."""
-    parser = argparse.ArgumentParser(prog="python -m benchmark.run", description=main.__doc__)
+    parser = command.Parser(prog="python -m benchmark.run", description=main.__doc__)
     parser.add_argument("--quick", action="store_true", help="the small network, few repetitions")
     parser.add_argument(
         "--only",
         nargs="+",
-        choices=("throughput", "accuracy", "scaling"),
-        default=("throughput", "accuracy", "scaling"),
+        choices=PARTS,
+        default=PARTS,
         help="measure these parts alone",
     )
-    parser.add_argument(
-        "--output", type=Path, default=Path("reports"), help="folder for the report (reports)"
-    )
+    parser.add_argument("--output", type=Path, help=f"folder for the report; {REPORTS} if whole")
     arguments = parser.parse_args()
+    whole = not arguments.quick and set(arguments.only) == set(PARTS)
+    output = arguments.output or (REPORTS if whole else PARTIAL)
+    output.mkdir(parents=True, exist_ok=True)
 
     started = time.monotonic()
     config = QUICK if arguments.quick else FULL
@@ -508,8 +511,9 @@ def main() -> None:
         report["scaling"] = scaling(config, DATA)
     report["minutes"] = round((time.monotonic() - started) / 60, 1)
     print(table(report))
-    save_json(arguments.output / "benchmark.json", report)
-    plots.draw(report, arguments.output)
+    save_json(output / "benchmark.json", report)
+    plots.draw(report, output)
+    print(output / "benchmark.json")
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def load_probabilities(name: str, study: Study, labels: Array, shape: tuple[int,
 
 
 def committees(probabilities: Array, labels: Array) -> Iterator[Committees]:
-    """Yield how committees of 1, 2, ... networks do, each the mean over all committees of that size.
+    """Yield how committees of 1, 2, ... networks do, the mean over all committees of each size.
 
     Args:
         probabilities: (networks, samples, classes) float64.

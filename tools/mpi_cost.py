@@ -127,9 +127,8 @@ def cost(hidden: list[int], batch: int) -> Cost:
         lambda: [distributed.all_reduce(*arrays) for arrays in sums], time.perf_counter, 100
     )
     reduced = sum(array.nbytes for arrays in sums for array in arrays)
-    return Cost(
-        seconds, fastest(update), reducing * len(parts), reduced * len(parts), len(sums) * len(parts)
-    )
+    times = len(parts)
+    return Cost(seconds, fastest(update), reducing * times, reduced * times, len(sums) * times)
 
 
 def main() -> None:
@@ -139,8 +138,8 @@ def main() -> None:
     if ranks.rank:
         return
     print(
-        "| network | batch | computing, ms | updating, ms | reducing here, ms | bytes reduced | reductions |\n"
-        "|---|--:|--:|--:|--:|--:|--:|"
+        "| network | batch | computing, ms | updating, ms | reducing here, ms | bytes reduced "
+        "| reductions |\n|---|--:|--:|--:|--:|--:|--:|"
     )
     for (hidden, batch), found in costs.items():
         times = (found.computing[0], found.updating, found.reducing)
