@@ -23,7 +23,8 @@ from stages.core.prediction import classify
 from stages.core.training import train
 from stages.pipeline.command import InputError
 from stages.pipeline.datasets import DESCRIPTION, MNIST, save_description
-from stages.pipeline.schemas import Scored
+from stages.pipeline.model_file import MODEL, save_model
+from stages.pipeline.schemas import Scored, save_scored
 from tests.checks.browsers import Browser, Chromium, Firefox, Point
 from tools import draw, handwriting
 
@@ -231,7 +232,9 @@ def test_the_examples_are_one_of_each_and_the_most_confident_mistakes(scored: Sc
     assert certainty[mistakes].min() >= np.sort(certainty[wrong])[-draw.MISTAKES]
 
 
-def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_is_the_models_and_what_is_missing_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: Parameters, scored: Scored, page: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["draw"])
     missing = r"^data/raw/dataset\.json: no such file; 'dvc repro' makes it"
@@ -241,7 +244,13 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     save_description(MNIST)
     with pytest.raises(InputError, match=r"^models/model\.npz: no such file; 'dvc repro' makes it"):
         draw.main()
+    save_model(MODEL, trained)
+    with pytest.raises(InputError, match=r"^data/scored\.npz: no such file; 'dvc repro' makes it"):
+        draw.main()
     assert not (tmp_path / draw.PAGE).exists()
+    save_scored(scored)
+    draw.main()
+    assert (tmp_path / draw.PAGE).read_bytes() == page.read_bytes()
 
 
 # ---- The page in browsers.

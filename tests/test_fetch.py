@@ -13,6 +13,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ import pytest
 from stages import fetch
 from stages.pipeline import sources
 from stages.pipeline.command import InputError
-from stages.pipeline.datasets import MNIST, load_description
+from stages.pipeline.datasets import FASHION_MNIST, MNIST, load_description
 from stages.pipeline.sources import SourceError, fetch_mnist, read_wheel, unpickle
 from tests.checks.small_project import ROOT, fresh_parameters
 
@@ -124,6 +125,33 @@ def source_failing(reason: str) -> Callable[[], Arrays]:
 
 def files_in(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("**/*") if path.is_file()}
+
+
+def test_fashion_mnist_is_what_its_authors_publish_or_refused(
+    small: Arrays, checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {name: name.encode() for name in sources.FASHION_MNIST_FILES}
+    sums = {name: hashlib.md5(content).hexdigest() for name, content in files.items()}
+    monkeypatch.setattr(sources, "FASHION_MNIST_FILES", sums)
+    monkeypatch.setattr(sources, "from_keras", lambda name: {"fashion_mnist": small}[name])
+    home = SimpleNamespace(config=SimpleNamespace(keras_home=lambda: str(checkout / "keras")))
+    monkeypatch.setitem(sys.modules, "keras", home)
+    text = fresh_parameters().replace("dataset: mnist", "dataset: fashion_mnist")
+    Path("params.yaml").write_text(text)
+    folder = checkout / "keras/datasets/fashion-mnist"
+    refused = r"^params.yaml: fetch.dataset: fashion_mnist: cannot be had from Keras \(.*{}"
+    with pytest.raises(InputError, match=refused.format("No such file")):
+        fetch.main()
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    fetch.main()
+    assert load_description() == FASHION_MNIST
+    raw = files_in(checkout / "data")
+    (folder / next(iter(files))).write_bytes(b"something else")
+    with pytest.raises(InputError, match=refused.format("has MD5 [0-9a-f]{32}, must have")):
+        fetch.main()
+    assert files_in(checkout / "data") == raw
 
 
 def test_stage_writes_and_reports_what_pip_downloads(

@@ -78,7 +78,8 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(
 ) -> None:
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises((failure, InputError)), atomic_write(path) as file:  # noqa: PT012
+    expected = InputError if failure is OSError else failure
+    with pytest.raises(expected), atomic_write(path) as file:  # noqa: PT012
         file.write(b"half of the ne")
         raise failure
     assert path.read_text() == "old"

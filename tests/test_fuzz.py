@@ -446,17 +446,24 @@ def test_bad_studies_are_refused_by_name(folder: Path) -> None:
     good = (ROOT / study.STUDIES).read_bytes()[:4000]
     whole = (ROOT / study.STUDIES).read_bytes()
 
+    seen: Counter[bool] = Counter()
+
     @settings(max_examples=150, suppress_health_check=list(HealthCheck))
     @given(with_flipped_bits(good) | with_a_changed_piece(whole) | OTHER_FILES)
     def fuzz(content: bytes) -> None:
         study.STUDIES.write_bytes(content)
         line = refusal(study.load_studies)
-        assert line == "" or line.startswith(f"{study.STUDIES}: ")
+        if line:
+            assert line.startswith(f"{study.STUDIES}: ")
+        else:
+            study.table(study.load_studies(), {})
+        seen[bool(line)] += 1
 
     try:
         fuzz()
     finally:
         study.STUDIES.unlink()
+    assert seen[True] >= 50
 
 
 def test_a_training_set_smaller_than_the_validation_set_is_refused(
@@ -472,20 +479,30 @@ def test_a_bad_checkpoint_never_counts_and_never_stops_the_training(folder: Path
     save_checkpoint(fingerprint, state, [Epoch(1, 0.5, 0.25, 0.75)], path)
     with np.load(path) as arrays:
         good = dict(arrays)
+    seen: Counter[bool] = Counter()
+
+    def contents_of(found: tuple[State, list[Epoch]]) -> list[object]:
+        (*numbers, networks, kept), curves = found
+        layers = [layer for network in (*networks, kept) for layer in network]
+        return [numbers, curves, [(a.dtype, a.shape, a.tobytes()) for pair in layers for a in pair]]
 
     @settings(max_examples=300, suppress_health_check=list(HealthCheck))
     @given(bad_archives(good))
     def fuzz(content: bytes) -> None:
         path.write_bytes(content)
         found = load_checkpoint(fingerprint, path)
-        assert isinstance(found, str | tuple)
-        if isinstance(found, str):
+        if isinstance(found, tuple):  # what has changed is nothing that is read
+            assert contents_of(found) == contents_of((state, [Epoch(1, 0.5, 0.25, 0.75)]))
+        else:
+            assert found is not None
             assert found.startswith(f"{path}: ignored: ")
+        seen[isinstance(found, tuple)] += 1
 
     try:
         fuzz()
     finally:
         path.unlink()
+    assert seen[False] >= 100
 
 
 def test_the_trap_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,8 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import reduce
+from operator import attrgetter, getitem
 from pathlib import Path
 from typing import Any, get_args
 
@@ -35,8 +37,8 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def changed(key: str, value: Any) -> str:
     """Return the committed parameters as YAML, one of them changed: `train.epochs`, 3."""
     document = yaml.safe_load(COMMITTED)
-    section, name = key.split(".")
-    document[section][name] = value
+    *sections, name = key.split(".")
+    reduce(getitem, sections, document)[name] = value
     return yaml.safe_dump(document)
 
 
@@ -128,6 +130,16 @@ def test_every_float_that_is_written_is_read_back_or_refused(file: Path, number:
         ("train.weight_decay", [0, 1]),
         ("train.dropout", [0, 0.999]),
         ("train.label_smoothing", [0, 0.999]),
+        ("train.ema_decay", [0, 0.9999]),
+        ("train.augmentation.rotation", [0, 180]),
+        ("train.augmentation.scale", [0, 0.999]),
+        ("train.augmentation.shear", [0, 1]),
+        ("train.augmentation.shift", [0, 14]),
+        ("train.augmentation.elastic", [0, 100]),
+        ("train.augmentation.smoothness", [1, 14]),
+        ("train.augmentation.thickness", [0, 10]),
+        ("fetch.dataset", ["mnist", "fashion_mnist", "files"]),
+        ("fetch.files.test_fraction", [0.001, 0.999]),
         ("train.include_validation", [True, False]),
         ("train.seed", [0, 2**32 - 1]),
         ("train.keep", ["best", "last"]),
@@ -137,9 +149,8 @@ def test_every_float_that_is_written_is_read_back_or_refused(file: Path, number:
     ],
 )
 def test_values_up_to_the_bounds_are_accepted(file: Path, key: str, accepted: list[Any]) -> None:
-    section, name = key.split(".")
     for value in accepted:
-        assert getattr(getattr(load(file, changed(key, value)), section), name) == value
+        assert attrgetter(key)(load(file, changed(key, value))) == value
 
 
 @pytest.mark.parametrize(
@@ -182,6 +193,29 @@ def test_values_up_to_the_bounds_are_accepted(file: Path, key: str, accepted: li
         ("train.seed", "\u0663", ": \u0663: must be a whole number from 0 to 4294967295"),
         ("train.keep", "Best", ": Best: must be one of best, last"),
         ("train.dropout", 1, ": 1: must be a number at least 0 and less than 1"),
+        ("train.ema_decay", 1, ": 1: must be a number at least 0 and less than 1"),
+        *(
+            (f"train.augmentation.{name}", value, f": {value}: must be a number at least {allowed}")
+            for name, values, allowed in (
+                ("rotation", (-1, 180.5), "0 and at most 180"),
+                ("scale", (-0.1, 1), "0 and less than 1"),
+                ("shear", (-0.1, 1.5), "0 and at most 1"),
+                ("shift", (-1, 14.5), "0 and at most 14"),
+                ("elastic", (-1, 100.5), "0 and at most 100"),
+                ("smoothness", (0.5, 14.5), "1 and at most 14"),
+                ("thickness", (-1, 10.5), "0 and at most 10"),
+            )
+            for value in values
+        ),
+        ("fetch.dataset", "emnist", ": emnist: must be one of mnist, fashion_mnist, files"),
+        *(
+            (
+                "fetch.files.test_fraction",
+                value,
+                f": {value}: must be a number greater than 0 and less than 1",
+            )
+            for value in (0, 1)
+        ),
         ("train.include_validation", "yes", ": yes: must be true or false"),
         ("train.include_validation", 1, ": 1: must be true or false"),
     ],

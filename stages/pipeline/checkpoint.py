@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,6 @@ Fingerprint = Mapping[str, str]
 
 def fingerprint_of(settings: Mapping[str, Any], arrays: Sequence[Array]) -> Fingerprint:
     """Return a digest of all that decides a training's result: parameters, data and code."""
-    data = hashlib.sha256()
-    for array in arrays:
-        data.update(f"{array.dtype} {array.shape}".encode())
-        data.update(np.ascontiguousarray(array).data)  # no copy of what may be a mapped file
     code = hashlib.sha256()
     for name, module in sorted(sys.modules.items()):
         path = getattr(module, "__file__", None)
@@ -41,9 +37,21 @@ def fingerprint_of(settings: Mapping[str, Any], arrays: Sequence[Array]) -> Fing
             code.update(Path(path).read_bytes())
     return {
         "parameters": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
-        "data": data.hexdigest(),
+        "data": _digest(arrays),
         "code": code.hexdigest(),
     }
+
+
+def _digest(arrays: Iterable[Array]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)  # no copy of what may be a mapped file
+    return digest.hexdigest()
+
+
+def _digest_of_all(arrays: Mapping[str, Array]) -> str:
+    return _digest([np.array(list(arrays)), *arrays.values()])
 
 
 def save_checkpoint(
@@ -51,19 +59,16 @@ def save_checkpoint(
 ) -> None:
     """Write the state after an epoch, with the curves up to it."""
     layers = [layer for network in (*state.networks, state.kept) for layer in network]
-    arrays = {f"array{i}": array for i, array in enumerate(a for layer in layers for a in layer)}
-    save_arrays(
-        path,
-        {
-            **{name: np.array(digest) for name, digest in fingerprint.items()},
-            "curves": np.array(curves, np.float64),
-            "done": np.array([state.epoch, state.step]),
-            "best_accuracy": np.array(state.best_accuracy),
-            "weight_quanta": np.array(state.weight_quanta),
-            "layers": np.array(len(state.kept)),
-            **arrays,
-        },
-    )
+    arrays = {
+        **{name: np.array(digest) for name, digest in fingerprint.items()},
+        "curves": np.array(curves, np.float64),
+        "done": np.array([state.epoch, state.step]),
+        "best_accuracy": np.array(state.best_accuracy),
+        "weight_quanta": np.array(state.weight_quanta),
+        "layers": np.array(len(state.kept)),
+        **{f"array{i}": array for i, array in enumerate(a for layer in layers for a in layer)},
+    }
+    save_arrays(path, arrays | {"digest": np.array(_digest_of_all(arrays))})
 
 
 def load_checkpoint(fingerprint: Fingerprint, path: Path) -> tuple[State, list[Epoch]] | str | None:
@@ -79,6 +84,8 @@ def load_checkpoint(fingerprint: Fingerprint, path: Path) -> tuple[State, list[E
         others = [name for name in fingerprint if str(arrays[name]) != fingerprint[name]]
         if others:
             return f"{path}: ignored: it was made with other {' and '.join(others)}"
+        if str(arrays.pop("digest")) != _digest_of_all(arrays):
+            raise ValueError("it is not what was saved")
         flat = [arrays[f"array{i}"] for i in range(sum(n.startswith("array") for n in arrays))]
         layers = [Layer(W, b) for W, b in zip(flat[::2], flat[1::2], strict=True)]
         size = int(arrays["layers"])
