@@ -135,8 +135,8 @@ def test_what_cannot_be_pushed_is_an_error(used: Used, tmp_path: Path) -> None:
     dvc(used.project, "remote", "add", "--quiet", "--default", "storage", str(storage))
     dvc(used.project, "push")
     for prefix in (storage / f"files/md5/{number:02x}" for number in range(256)):
-        if not prefix.exists():  # so that only what was tried but not committed is in need of it
-            prefix.write_text("in the way")
+        if not prefix.exists():  # which only what was tried, but not committed, is in need of
+            prefix.symlink_to("nowhere")
     done = run(used.project, sys.executable, "-m", "tools.share", "push")
     assert done.returncode == 1
     assert re.match(r"error: run cache: \d+ of \d+ files were not ", done.stderr.splitlines()[-1])
