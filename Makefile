@@ -98,6 +98,8 @@ lint: .venv/.ready ## check style and types
 # Built anew only when a lock file changes. A lock file names everything, so pip need not look for
 # dependencies: it fails on `name[extra]` as soon as the package index has a newer `name`.
 .venv/.ready: requirements.lock requirements-dev.lock
+	@$(PYTHON) -c 'import sys; found = sys.version_info[:2]; sys.exit(None if found in ((3, 11), (3, 12), \
+		(3, 13)) else f"error: PYTHON: {found[0]}.{found[1]}: must be Python 3.11, 3.12 or 3.13")'
 	@echo "installing 3.2 GB of packages into .venv, 1.9 of them TensorFlow: about three minutes"
 	@$(PYTHON) -m venv .venv
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \

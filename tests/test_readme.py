@@ -4,6 +4,7 @@ import json
 import re
 from functools import reduce
 from operator import getitem
+from statistics import mean, median, stdev
 
 import yaml
 
@@ -20,6 +21,37 @@ def test_figures_are_those_of_the_committed_metrics():
             f"| {figures['loss']:.4f} |"
         )
         assert row in README
+
+
+def test_the_recipes_are_those_of_the_committed_studies():
+    studies, times = (
+        json.loads(committed(f"reports/{n}.json")) for n in ("studies", "study_times")
+    )
+    for name, study in studies.items():
+        accuracies = [result["test_accuracy"] for result in study["results"]]
+        spread = f" ± {stdev(accuracies):.2%}" if len(accuracies) > 1 else ""
+        seconds = median(times[name].values())
+        time = f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
+        row = f"{mean(accuracies):.2%}{spread} ({len(accuracies)}) | {time} |"
+        assert re.search(rf"^\| {name} \| .* \| {re.escape(row)}$", README, re.MULTILINE), row
+
+
+def test_the_speed_is_that_of_the_committed_benchmark():
+    report = json.loads(committed("reports/benchmark.json"))
+    with_zeros = []
+    for cell in report["throughput"]["cells"]:
+        ratios = {row["contender"]: row["ratio_to_ours"]["median"] for row in cell["rows"]}
+        with_zeros.append(ratios.pop("ours_dense"))
+        plain, jax, _ = ratios.pop("ours_plain"), ratios.pop("jax"), ratios.pop("ours_exact")
+        figures = " | ".join(f"{1 / ratio:.2f}" for ratio in (jax, max(ratios.values()), plain))
+        assert f"| {cell['network']}, {cell['batch_size']} | {figures} |" in README
+    assert f"it has {min(with_zeros):.2f} to {max(with_zeros):.2f} of its speed" in README
+    goals = report["time_to_accuracy"]["goals"]
+    ((ours, *_),) = (goal["rows"] for goal in goals if goal["target"] == 0.9625)
+    notebook = report["time_to_accuracy"]["notebook"]
+    text = " ".join(README.split())
+    seconds = f"takes {ours['seconds']['median']:.2f} s, its own algorithm"
+    assert f"{seconds} {notebook['seconds']['median']:.0f} s." in text
 
 
 def test_linked_files_exist():
