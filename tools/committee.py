@@ -20,7 +20,7 @@ from stages.pipeline.command import InputError, Parser, run
 from stages.pipeline.datasets import load_description, load_raw
 from stages.pipeline.files import load_array
 from tools.seed import probabilities_file
-from tools.study import STUDIES, Study, load_studies, require_dataset
+from tools.study import STUDIES, Study, dataset_of, load_studies, require_dataset
 
 MOST_NETWORKS = 7  # of which there are 127 committees
 
@@ -47,7 +47,7 @@ def main() -> None:
     studies = load_studies()
     if name not in studies:
         raise InputError(f"{STUDIES}: {name!r}: no such study: must be one of {', '.join(studies)}")
-    require_dataset(studies[name].dataset, f"{STUDIES}: {name}")
+    require_dataset(dataset_of(studies[name].parameters), f"{STUDIES}: {name}")
     _, labels = load_raw("test")
     shape = len(labels), len(load_description().classes)
     probabilities = load_probabilities(name, studies[name], labels, shape)

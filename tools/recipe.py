@@ -42,8 +42,8 @@ def load_recipe(name: str) -> Params:
     """Return params.yaml with the named recipe as its `train` section, and its data set if any.
 
     Raises:
-        InputError: there is no such recipe, it is damaged, or it is empty, which stands for the
-            committed params.yaml, and the file has changed since.
+        InputError: there is no such recipe, it is damaged, or it is the empty `default`, which
+            stands for the committed params.yaml, and the file has changed since.
     """
     recipes = read_document(RECIPES)
     if not isinstance(recipes, dict):

@@ -40,6 +40,7 @@ MOST = 40
 """Images on a page."""
 COLUMNS, COLUMN, ROW, TOP, SIZE = 2, (WIDTH - 2 * MARGIN) // 2, 340, 150, 224
 BARS_LEFT, BARS, MOST_BARS = 2 * (SIZE + 20), 340, 10
+NAMES, PITCH = 130, SIZE // MOST_BARS  # width of the classes' names, height of a bar's line
 
 
 def save_sheet(path: Path, predictions: Sequence[Prediction], classes: Sequence[str]) -> None:
@@ -84,15 +85,14 @@ def _draw(
     seen = enlarge(grey(prediction.seen), SIZE // max(prediction.seen.shape))
     _place_within(figure, seen, left + SIZE + 20, top)
 
-    shown = sorted(prediction.ranking[:MOST_BARS])
-    pitch, height = BARS // len(shown), SIZE - 34
-    for number, digit in enumerate(shown):
-        x, filled = left + BARS_LEFT + pitch * number, height * prediction.probabilities[digit]
-        column = patch(pitch - 8, height, LIGHT_GREY)
-        column[height - round(float(filled)) :] = colour if digit == best else BLUE
-        place(figure, column, x, top)
-        words, shade = shortened(classes[digit], 24, pitch - 4), colour if digit == best else GREY
-        write(figure, words, x + pitch // 2 - 4, top + height + 22, 24, shade, align="center")
+    for number, digit in enumerate(sorted(prediction.ranking[:MOST_BARS])):
+        y, start = top + PITCH * number, left + BARS_LEFT + NAMES
+        bar = patch(BARS - NAMES, PITCH - 4, LIGHT_GREY)
+        filled = round(bar.shape[1] * float(prediction.probabilities[digit]))
+        bar[:, :filled] = colour if digit == best else BLUE
+        place(figure, bar, start, y)
+        words, shade = shortened(classes[digit], 18, NAMES - 16), colour if digit == best else GREY
+        write(figure, words, start - 10, y + PITCH // 2 - 2, 18, shade, align="right")
 
 
 def _thumbnail(file: str) -> Pixels:

@@ -12,7 +12,6 @@ change of it that changes results, remove the recipe from the file.
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -25,6 +24,7 @@ from stages.pipeline import threads  # noqa: F401  (before NumPy)
 # isort: split
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from stages.pipeline.checkpoint import digest_of
 from stages.pipeline.command import InputError, Parser, run, whole_number
 from stages.pipeline.datasets import MNIST, load_description, load_raw
 from stages.pipeline.files import atomic_write, check_regular, damaged, save_array, save_json
@@ -80,13 +80,6 @@ class Study(BaseModel):
         return [result.test_accuracy for result in self.results]
 
     @property
-    def dataset(self) -> str:
-        """The name of the data set that the networks were trained on."""
-        fetch = self.parameters.get("fetch", {"dataset": MNIST.name})
-        name: str = fetch["files"]["name"] if "files" in fetch else fetch["dataset"]
-        return name
-
-    @property
     def chosen(self) -> dict[str, Any]:
         """The parameters that params.yaml held: all but the images' digest."""
         return {key: value for key, value in self.parameters.items() if key != "images"}
@@ -110,12 +103,14 @@ def main() -> None:
     records = Records(load_studies(), load_times())
     recipe = load_recipe(arguments.recipe)
     plan = combinations(arguments.recipe, recipe, arguments.set)
-    if recipe.fetch.dataset == "files":
-        require_dataset(described(recipe), f"{RECIPES}: {arguments.recipe}")
+    dataset, images = dataset_of(studied_parameters(recipe)), None
+    if recipe.fetch.dataset == "files":  # which may have changed under the same names
+        require_dataset(dataset, f"{RECIPES}: {arguments.recipe}")
+        images = digest_of([*load_raw("train"), *load_raw("test")])
     try:
-        tasks = records.missing(plan, seeds, arguments.here)
+        tasks = records.missing(plan, seeds, arguments.here, images)
         if tasks:
-            require_dataset(described(recipe), f"{RECIPES}: {arguments.recipe}")
+            require_dataset(dataset, f"{RECIPES}: {arguments.recipe}")
         if arguments.cluster:
             failures = train_on(arguments.cluster, tasks, records)
         else:
@@ -136,17 +131,23 @@ class Records:
         self._order = list(studies)
         self._parameters: dict[str, dict[str, Any]] = {}
 
-    def missing(self, plan: Mapping[str, Params], seeds: int, here: bool) -> list[Task]:
+    def missing(
+        self, plan: Mapping[str, Params], seeds: int, here: bool, images: str | None
+    ) -> list[Task]:
         """Return what a plan still needs, and say what is left of earlier studies.
 
-        With `here`, seeds without probabilities in this clone are needed, too.
+        Args:
+            plan: the parameters of each study.
+            seeds: how many of each.
+            here: whether seeds without probabilities in this clone are needed, too.
+            images: the digest of the user's own images; None for a data set that never changes.
         """
         self._order += [name for name in plan if name not in self._order]
         tasks = []
         for name, params in plan.items():
             parameters = self._parameters[name] = studied_parameters(params)
-            if params.fetch.dataset == "files":  # which may have changed under the same names
-                parameters["images"] = images_digest()
+            if images:
+                parameters["images"] = images
             known, done = self.studies.get(name), set[int]()
             if known and known.parameters == parameters:
                 done = {
@@ -275,10 +276,11 @@ class Failures:
         ]
 
 
-def described(params: Params) -> str:
-    """Return the name of the data set that the parameters choose."""
-    fetch = params.fetch
-    return fetch.files.name if fetch.dataset == "files" else fetch.dataset
+def dataset_of(parameters: Mapping[str, Any]) -> str:
+    """Return the name of the data set that a study with these parameters trains on."""
+    fetch = parameters.get("fetch", {"dataset": MNIST.name})
+    name: str = fetch["files"]["name"] if "files" in fetch else fetch["dataset"]
+    return name
 
 
 def require_dataset(name: str, what: str) -> None:
@@ -296,15 +298,6 @@ def require_dataset(name: str, what: str) -> None:
             f"{what}: needs {name}, but data/raw holds {fetched}: set fetch.dataset in {PARAMS} to "
             "it, then try again"
         )
-
-
-def images_digest() -> str:
-    """Return the SHA-256 of all images and labels at hand."""
-    digest = hashlib.sha256()
-    for part in ("train", "test"):
-        for array in load_raw(part):
-            digest.update(array.tobytes())
-    return digest.hexdigest()
 
 
 def studied_parameters(params: Params) -> dict[str, Any]:
@@ -353,7 +346,7 @@ def _sizes(entry: Study) -> list[int] | None:
             description = load_description()
         except InputError:
             return None
-        if description.name != entry.dataset:
+        if description.name != dataset_of(entry.parameters):
             return None
     hidden = entry.parameters["train"]["hidden_sizes"]
     return [description.pixels, *hidden, len(description.classes)]

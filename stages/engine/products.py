@@ -12,7 +12,7 @@ import numpy as np
 from stages.core.exact import PIXELS
 from stages.engine.compiler import exact_kernel, inlined_kernel, kernel
 from stages.engine.layout import CACHE_LINE, NARROW, TILE
-from stages.engine.vectors import combine, prefetch, scatter
+from stages.engine.vectors import WIDTHS, combine, prefetch, scatter
 
 ZERO = np.float32(0.0)
 PIXEL_QUANTUM = np.float32(PIXELS.quantum)
@@ -46,7 +46,10 @@ def combine_rows(
 @kernel
 def widest(columns):
     """Return how many of some columns are taken at once."""
-    return 64 if columns >= 64 else 32 if columns >= 32 else 16
+    for width in WIDTHS:
+        if columns >= width:
+            return width
+    return WIDTHS[-1]
 
 
 @kernel

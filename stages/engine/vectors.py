@@ -11,7 +11,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 INDEX = ir.IntType(64)
-WIDTHS = 64, 32, 16  # of vectors
+WIDTHS = 64, 32, 16  # of vectors, the widest first
 FLOATS = 64  # float32 numbers that are added up at a time: enough for an addition's latency
 
 

@@ -37,12 +37,13 @@ def fingerprint_of(settings: Mapping[str, Any], arrays: Sequence[Array]) -> Fing
             code.update(Path(path).read_bytes())
     return {
         "parameters": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
-        "data": _digest(arrays),
+        "data": digest_of(arrays),
         "code": code.hexdigest(),
     }
 
 
-def _digest(arrays: Iterable[Array]) -> str:
+def digest_of(arrays: Iterable[Array]) -> str:
+    """Return the SHA-256 of some arrays: their types, shapes and numbers."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(f"{array.dtype} {array.shape}".encode())
@@ -51,7 +52,7 @@ def _digest(arrays: Iterable[Array]) -> str:
 
 
 def _digest_of_all(arrays: Mapping[str, Array]) -> str:
-    return _digest([np.array(list(arrays)), *arrays.values()])
+    return digest_of([np.array(list(arrays)), *arrays.values()])
 
 
 def save_checkpoint(
