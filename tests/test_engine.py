@@ -125,6 +125,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "augmentation": EVERYTHING, "batch_size": 600, "schedule": "one_cycle",
     },
     "a layer with fewer units than another": {"hidden_sizes": [40, 17, 33]},
+    "a wide hidden layer": {"hidden_sizes": [270], "batch_size": 300},
+    "a wide hidden layer and two micro-batches": {
+        "hidden_sizes": [330], "batch_size": 600, "epochs": 3, "ema_decay": 0.9, "dropout": 0.1,
+        "augmentation": EVERYTHING,
+    },
     "two wide hidden layers": {"hidden_sizes": [300, 140], "batch_size": 256},
     "weights that outgrow their quantum": {"learning_rate": 2.0, "batch_size": 50, "epochs": 3},
     "weights that outgrow their quantum in two layers": {
@@ -145,13 +150,14 @@ def test_the_engine_gives_the_textbooks_bytes(name: str) -> None:
         assert_same(by_the_engine(config, threads), expected)
 
 
+@pytest.mark.parametrize("hidden_sizes", [[24, 17], [270]])
 @pytest.mark.parametrize(
     ("shape", "classes"), [((8, 8), 10), ((20, 32), 3), ((5, 7), 32), ((9, 6), 47)]
 )
 def test_images_of_any_shape_and_any_classes_give_the_textbooks_bytes(
-    shape: tuple[int, int], classes: int
+    shape: tuple[int, int], classes: int, hidden_sizes: list[int]
 ) -> None:
-    config = replace(BASE, hidden_sizes=[24, 17], augmentation=EVERYTHING, ema_decay=0.9)
+    config = replace(BASE, hidden_sizes=hidden_sizes, augmentation=EVERYTHING, ema_decay=0.9)
     expected = by_the_textbook(config, shape, classes)
     for threads in (1, 2, 3):
         assert_same(by_the_engine(config, threads, shape, classes), expected)
@@ -165,8 +171,9 @@ def test_quanta_are_coarsened_where_the_names_above_say_so() -> None:
             assert training.parameters.quanta[0] > FINEST_WEIGHT_QUANTUM, name
 
 
-def test_zeros_can_be_kept_and_change_no_byte() -> None:
-    config = replace(BASE, hidden_sizes=[40, 20], augmentation=EVERYTHING)
+@pytest.mark.parametrize("hidden_sizes", [[40, 20], [270]])
+def test_zeros_can_be_kept_and_change_no_byte(hidden_sizes: list[int]) -> None:
+    config = replace(BASE, hidden_sizes=hidden_sizes, augmentation=EVERYTHING)
     expected = by_the_engine(config, 2)
     assert_same(by_the_engine(config, 2, skip_zeros=False), expected)
 

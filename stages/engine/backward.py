@@ -10,10 +10,18 @@ from stages.core import exact
 from stages.engine.compiler import kernel
 from stages.engine.forward import ANCHOR32, ANCHOR64
 from stages.engine.parallel import DELTAS_TOO_LARGE, WEIGHTS_TOO_LARGE, fail
-from stages.engine.products import ZERO, add_magnitudes, dot, fill, matrix, tiles_of, units_of
+from stages.engine.products import (
+    ZERO,
+    add_magnitudes,
+    dot,
+    fill,
+    matrix,
+    tiles_of,
+    units_of,
+    widest,
+)
 from stages.engine.vectors import combine, eight_dots, float_of_bits
 
-WIDTH = 32  # units whose deltas are computed together
 CACHED = 8192  # weights that the first cache holds
 OUTPUT_DELTA_ANCHOR = ANCHOR64 * exact.OUTPUT_DELTA_QUANTUM
 
@@ -34,7 +42,7 @@ def cross_entropy_derivative(probabilities, targets, quantise):
 
 @kernel
 def output_to_hidden(network, w, buffers, count, rank):
-    """Compute the last hidden layer's deltas of this thread's units, WIDTH at a time."""
+    """Compute the last hidden layer's deltas of this thread's units."""
     output = len(network.inputs) - 1
     classes, stride = network.outputs[output], network.stride[output, rank]
     units = units_of(network, output - 1, rank)
@@ -42,22 +50,23 @@ def output_to_hidden(network, w, buffers, count, rank):
     W = matrix(w, network.W[output, rank], units, stride)
     deltas = matrix(buffers.delta, o, count, width)
     activations = matrix(buffers.activations, o, count, width)
-    block, products = buffers.wide_block[rank], classes * WIDTH
-    flat = buffers.logits.reshape(-1)
-    for left in range(0, units, WIDTH):
-        right = min(left + WIDTH, units)
+    block, flat, left = buffers.wide_block[rank], buffers.logits.reshape(-1), 0
+    while left < units:
+        width = widest(units - left)
+        right, products = min(left + width, units), classes * width
         for c in range(classes):
             for unit in range(left, right):
-                block[c * WIDTH + unit - left] = W[unit, c]
+                block[c * width + unit - left] = W[unit, c]
         for i in range(count):
             begin = i * stride
             combine(
-                WIDTH, block, products, block, 0, WIDTH, None, flat, begin, begin + classes, False
+                width, block, products, block, 0, width, None, flat, begin, begin + classes, False
             )
             mask_deltas(
                 deltas[i, left:right], activations[i, left:right],
                 block[products : products + right - left],
             )  # fmt: skip
+        left = right
 
 
 @kernel

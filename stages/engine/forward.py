@@ -149,14 +149,19 @@ def compute_logits(network, w, buffers, count, rank):
     units = units_of(network, output - 1, rank)
     o, between = network.hidden[output - 1, rank], network.stride[output - 1, rank]
     logits, weights = buffers.partial_logits[rank].reshape(-1), buffers.wide_weights[rank]
-    a = buffers.wide_block[rank, :units]
+    a = buffers.wide_block[rank, :TILE]
     copy(weights, w[W : W + units * stride])
-    for i in range(count):
-        copy(a, buffers.activations[o : o + units])
-        for column in range(0, stride, LANES):
-            here = i * stride + column
-            combine(LANES, logits, here, weights, column, stride, None, a, 0, units, False)
-        o += between
+    for top in range(0, max(units, 1), TILE):  # without units the logits become 0
+        size = min(TILE, units - top)
+        for i in range(count):
+            begin = o + i * between + top
+            copy(a, buffers.activations[begin : begin + size])
+            for column in range(0, stride, LANES):
+                here = i * stride + column
+                combine(
+                    LANES, logits, here, weights, top * stride + column, stride, None, a, 0, size,
+                    top > 0,
+                )  # fmt: skip
 
 
 @kernel

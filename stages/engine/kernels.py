@@ -29,7 +29,7 @@ from stages.engine.descent import (
     update,
 )
 from stages.engine.forward import forward
-from stages.engine.layout import BLOCK_ROWS, LANES, TILE
+from stages.engine.layout import BLOCK_ROWS, TILE
 from stages.engine.parallel import RUNNING, STATUS, barrier
 from stages.engine.products import (
     ZERO,
@@ -38,15 +38,18 @@ from stages.engine.products import (
     compress,
     copy,
     fill,
+    is_wide,
     matrix,
     prefetch_images,
     scatter_rows,
     tiles_at_once,
     tiles_of,
-    transpose,
+    transpose_images,
+    transpose_units,
     units_of,
+    widest,
 )
-from stages.engine.vectors import atomic_load, scatter
+from stages.engine.vectors import atomic_load, combine
 
 
 @kernel
@@ -66,7 +69,7 @@ def accumulate(total, found, earlier, plan, n):
 
 @kernel
 def pixel_gradients(network, buffers, count, top, bottom, block, rank):
-    """Find the gradients of this thread's part of the first W, of the pixels `top` to `bottom`."""
+    """Find the gradients of some rows of this thread's part of the first W from the images."""
     stride = network.stride[0, rank]
     fill(block, 0, (bottom - top) * stride, ZERO)
     scatter_rows(
@@ -77,8 +80,8 @@ def pixel_gradients(network, buffers, count, top, bottom, block, rank):
 
 
 @kernel
-def hidden_gradients(network, buffers, layer, count, top, bottom, block, rank):
-    """Find the gradients of some rows of this thread's part of a W between hidden layers."""
+def column_gradients(network, buffers, layer, count, top, bottom, block, rank):
+    """Find the gradients of some rows of this thread's part of a W from its sparse columns."""
     stride, columns = network.stride[layer, rank], network.columns[layer, rank]
     combine_rows(
         block, 0, buffers.per_unit, network.hidden[layer, rank], stride, columns,
@@ -91,18 +94,29 @@ def hidden_gradients(network, buffers, layer, count, top, bottom, block, rank):
 
 @kernel
 def output_gradients(network, buffers, count, top, bottom, block, rank):
-    """Find the gradients of some rows of this thread's part of the last W, float64."""
-    output = len(network.inputs) - 1
-    stride, width = network.stride[output, rank], network.stride[output - 1, rank]
-    begin, deltas = network.hidden[output - 1, rank], buffers.logits.reshape(-1)
-    size, rows = (bottom - top) * stride, bottom - top
+    """Find the gradients of some rows of this thread's part of the last W, float64.
+
+    Behind them, `block` holds them transposed, as they are found: a row for each class.
+    """
+    output, rows, column = len(network.inputs) - 1, bottom - top, 0
+    stride, between = network.stride[output, rank], network.stride[output - 1, rank]
+    begin, deltas = network.hidden[output - 1, rank] + top, buffers.output_deltas.reshape(-1)
+    (classes, samples), size = buffers.output_deltas.shape, rows * stride
+    while column < rows:
+        width = widest(rows - column)
+        for first in range(0, count, TILE):
+            last, a = min(first + TILE, count), begin + first * between + column
+            for c in range(classes):
+                here, k = size + c * TILE + column, c * samples
+                combine(
+                    width, block, here, buffers.activations, a, between, None, deltas, k + first,
+                    k + last, first > 0,
+                )  # fmt: skip
+        column += width
     fill(block, 0, size, 0.0)
-    a = block[size : size + rows]
-    for i in range(count):
-        copy(a, buffers.activations[begin + top : begin + bottom])
-        for column in range(0, stride, LANES):
-            scatter(LANES, block, column, stride, None, a, 0, rows, deltas, i * stride + column)
-        begin += width
+    for row in range(rows):
+        for c in range(classes):
+            block[row * stride + c] = block[size + c * TILE + row]
 
 
 @kernel
@@ -125,8 +139,8 @@ def learn_weights(network, parameters, buffers, options, plan, n, layer, rank):
         if layer == output:
             output_gradients(network, buffers, count, top, bottom, wide_block, rank)
             accumulate(block, wide_block[:size], earlier, plan, n)
-        elif layer > 0:
-            hidden_gradients(network, buffers, layer, count, top, bottom, block, rank)
+        elif layer > 0 or is_wide(network, options):
+            column_gradients(network, buffers, layer, count, top, bottom, block, rank)
         else:
             pixel_gradients(network, buffers, count, top, bottom, block, rank)
         if layer < output and not (plan.first[n] and plan.last[n]):
@@ -173,7 +187,7 @@ def backward(network, parameters, buffers, options, samples, plan, n, rank):
         learn_biases(network, parameters, buffers, options, plan, n, layer, rank)
         if layer > 0:
             find_maxima(network, buffers, layer, count, rank)
-            transpose(network, buffers, layer, count, rank)
+            transpose_units(network, buffers, layer, count, rank)
             if barrier(control, threads) != RUNNING:
                 return False
             quantise_rows(network, parameters, buffers, options, layer, count, rank)
@@ -206,6 +220,9 @@ def learn(network, parameters, buffers, options, samples, plan, rank):
         for i in range(count * rank // threads, count * (rank + 1) // threads):
             targets = samples.targets[samples.labels[start + i]]
             cross_entropy_derivative(buffers.logits[i], targets, options.quantise)
+            copy(buffers.output_deltas[:, i], buffers.logits[i, : len(targets)])
+        if is_wide(network, options):
+            transpose_images(network, buffers, options, count, rank)
         mask_row += count
         if barrier(control, threads) != RUNNING:
             break

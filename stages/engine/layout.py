@@ -37,7 +37,7 @@ class Network(NamedTuple):
         W: (layers, threads) offset of the thread's part of W among the parameters.
         b: (layers,) offset of b among the parameters.
         hidden: (hidden layers, threads) offset of the thread's units where each sample has a row.
-        sparse: (layers,) offset of the inputs' sparse rows.
+        sparse: (layers,) offset of the inputs' sparse rows and columns.
         saturation: (layers,) of the layer's inputs, float32.
         quantum: (layers,) of the same; 0 for none.
         budget: (layers,) bound on the deltas that meet the inputs in a gradient, float64.
@@ -113,6 +113,7 @@ class Buffers(NamedTuple):
         partial_logits: (threads, samples, stride of the output layer) float64, what each thread's
             units add to the logits.
         logits: (samples, stride of the output layer) float64; then the output layer's deltas.
+        output_deltas: (classes, samples) float64, the same deltas transposed.
         block: (threads, ...) each thread's own: gradients and what else it needs for a moment.
         wide_block: the same in float64.
         wide_weights: (threads, ...) each thread's part of the output layer's W, float64.
@@ -137,6 +138,7 @@ class Buffers(NamedTuple):
     row_maxima: Array
     partial_logits: Array
     logits: Array
+    output_deltas: Array
     block: Array
     wide_block: Array
     wide_weights: Array

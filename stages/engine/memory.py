@@ -54,7 +54,7 @@ def lay_out(sizes: Sequence[int], samples: int, threads: int, exact: bool) -> Ne
         W=W,
         b=b,
         hidden=_offsets(samples * stride[:-1]),
-        sparse=_offsets(samples * inputs) - samples * inputs[0],
+        sparse=_offsets(samples * inputs),
         saturation=np.array([f.saturation if exact else np.inf for f in formats], np.float32),
         quantum=np.array([f.quantum if exact else 0.0 for f in formats], np.float32),
         budget=np.array([arithmetic.delta_budget(n) for n in range(layers)]),
@@ -109,23 +109,23 @@ def allocate_parameters(network: Network, threads: int, average: bool, slots: in
 
 def allocate_buffers(network: Network, samples: int, threads: int) -> Buffers:
     """Return the buffers for micro-batches of up to `samples` samples."""
-    between = network.inputs[1:-1]  # inputs of the layers between two hidden ones
-    sparse, deep = samples * int(between.sum()), int(between.max(initial=0))
+    columns = network.inputs[:-1]  # none of the output layer's inputs
+    sparse, most = samples * int(columns.sum()), int(columns.max())
     images, tiles = samples * int(network.inputs[0]), -(-int(network.inputs[0]) // TILE)
     hidden = samples * network.stride[:-1].sum(axis=1)
     output, stride = int(network.stride[-1, 0]), int(network.stride.max())
-    wide = max(TILE * (output + 1), stride)
+    classes, wide = int(network.outputs[-1]), max(2 * TILE * output, stride)
     return Buffers(
         pixels=aligned((threads, images), np.uint16),
         brightness=aligned((threads, images), np.float32),
         image_bounds=np.zeros((threads, samples, tiles + 1), np.int64),
         indices=np.empty(sparse, np.uint16),
         values=np.empty(sparse, np.float32),
-        bounds=np.zeros((len(network.inputs), threads, samples, deep // TILE + 2), np.int64),
+        bounds=np.zeros((len(network.inputs), threads, samples, most // TILE + 2), np.int64),
         column_indices=np.empty(sparse, np.uint16),
         column_values=np.empty(sparse, np.float32),
-        column_bounds=np.zeros((len(network.inputs), deep, samples // TILE + 2), np.int64),
-        places=np.zeros((threads, max(deep, samples)), np.int64),
+        column_bounds=np.zeros((len(network.inputs), most, samples // TILE + 2), np.int64),
+        places=np.zeros((threads, max(most, samples)), np.int64),
         activations=aligned(int(hidden.sum()), np.float32),
         delta=aligned(int(hidden.sum()), np.float32),
         per_unit=aligned(int(hidden.sum()), np.float32),
@@ -134,6 +134,7 @@ def allocate_buffers(network: Network, samples: int, threads: int) -> Buffers:
         row_maxima=aligned((threads, samples), np.float32),
         partial_logits=aligned((threads, samples, output), np.float64),
         logits=aligned((samples, output), np.float64),
+        output_deltas=aligned((classes, samples + LANES // 2), np.float64),
         block=aligned((threads, TILE * max(stride, NARROW)), np.float32),
         wide_block=aligned((threads, wide), np.float64),
         wide_weights=aligned((threads, stride * output), np.float64),

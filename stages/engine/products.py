@@ -1,8 +1,8 @@
 """Products that visit only what is not zero: an image's bright pixels, a sample's active units.
 
-A layer's inputs are kept as sparse rows (the inputs of each sample); between hidden layers they are
-transposed into sparse columns (the samples of each input) for the gradient, too. All sums here are
-exact.
+A layer's inputs are kept as sparse rows (the inputs of each sample); for the gradient they are
+transposed into sparse columns (the samples of each input), unless a first layer is too narrow to
+pay for it. All sums here are exact.
 """
 
 from __future__ import annotations
@@ -161,25 +161,54 @@ def prefetch_images(samples, start, stop):
 
 
 @kernel
-def transpose(network, buffers, layer, count, rank):
-    """Turn this thread's part of the sparse rows of a layer's inputs into sparse columns."""
-    first, last = network.edges[layer - 1, rank], network.edges[layer - 1, rank + 1]
-    bounds, places = buffers.column_bounds[layer], buffers.places[rank]
-    indices, values = buffers.indices, buffers.values
-    for tile in range(tiles_of(last - first)):
-        left, right = first + tile * TILE, min(first + (tile + 1) * TILE, last)
+def transpose(network, buffers, layer, count, first, last, indices, values, bounds, tile, rank):
+    """Turn the columns `first` to `last` of some sparse rows of a layer's inputs into sparse ones.
+
+    `bounds` are those of the rows, in which column `first` begins a tile.
+    """
+    column_bounds, places = buffers.column_bounds[layer], buffers.places[rank]
+    for left in range(first, last, TILE):
+        right = min(left + TILE, last)
         for column in range(left, right):
             places[column] = network.sparse[layer] + column * count
         for i in range(count):
             if i % TILE == 0:
-                copy(bounds[left:right, i // TILE], places[left:right])
-            ends = buffers.bounds[layer, rank, i]
-            for k in range(ends[tile], ends[tile + 1]):
-                here = places[indices[k]]
+                copy(column_bounds[left:right, i // TILE], places[left:right])
+            for k in range(bounds[i, tile], bounds[i, tile + 1]):
+                here = np.uint64(places[indices[k]])
                 buffers.column_indices[here] = i
                 buffers.column_values[here] = values[k]
-                places[indices[k]] = here + 1
-        copy(bounds[left:right, tiles_of(count)], places[left:right])
+                places[indices[k]] = here + np.uint64(1)
+        copy(column_bounds[left:right, tiles_of(count)], places[left:right])
+        tile += 1
+
+
+@kernel
+def transpose_units(network, buffers, layer, count, rank):
+    """Transpose this thread's part of the inputs of a layer between hidden ones."""
+    first, last = network.edges[layer - 1, rank], network.edges[layer - 1, rank + 1]
+    bounds = buffers.bounds[layer, rank]
+    transpose(
+        network, buffers, layer, count, first, last, buffers.indices, buffers.values, bounds, 0,
+        rank,
+    )  # fmt: skip
+
+
+@kernel
+def transpose_images(network, buffers, options, count, rank):
+    """Transpose some tiles of the images, this thread's part."""
+    pixels, threads = network.inputs[0], options.threads
+    tile, end = tiles_of(pixels) * rank // threads, tiles_of(pixels) * (rank + 1) // threads
+    transpose(
+        network, buffers, 0, count, tile * TILE, min(end * TILE, pixels), buffers.pixels[rank],
+        buffers.brightness[rank], buffers.image_bounds[rank], tile, rank,
+    )  # fmt: skip
+
+
+@kernel
+def is_wide(network, options):
+    """Return whether the gradient of the first W pays for the images' transposition."""
+    return network.outputs[0] > options.threads * NARROW
 
 
 @exact_kernel
