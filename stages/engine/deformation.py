@@ -110,10 +110,10 @@ def interpolate(room, thickness, keep_zeros):
             lower_left, lower_right = room.pixels[below, first], room.pixels[below, right]
             total = room.deformed[found]
             for i in range(GROUP):
-                value = upper_left[i] * a
-                value += upper_right[i] * b
-                value += lower_left[i] * c
-                value += lower_right[i] * d
+                value = np.float32(upper_left[i]) * a
+                value += np.float32(upper_right[i]) * b
+                value += np.float32(lower_left[i]) * c
+                value += np.float32(lower_right[i]) * d
                 if thickness > 0.0:
                     value = min(value * steeper, white)
                 elif thickness < 0.0:
@@ -130,7 +130,8 @@ def write_row(room, i, images, row, keep_zeros):
     place, bounds = np.uint64(row * room.x.size), images.bounds[row]
     for tile in range(len(bounds) - 1):
         bounds[tile] = place
-        for k in range(room.ends[tile], room.ends[tile + 1]):
+        # Unsigned, since a negative index would count from the end.
+        for k in range(np.uint64(room.ends[tile]), np.uint64(room.ends[tile + 1])):
             value = room.deformed[k, i]
             images.pixels[place], images.brightness[place] = room.places[k], value
             place += np.uint64((value != 0) | keep_zeros)
@@ -148,7 +149,7 @@ class Group(NamedTuple):
         middle: the same, smoothed along one axis alone.
         factors: (width,) a row of noise, float64.
         starts: (GROUP,) where each image starts among all images, uint64.
-        pixels: (height + 2, width + 2, GROUP) the images with a dark edge, float32.
+        pixels: (height + 2, width + 2, GROUP) the images with a dark edge, uint8.
         lit: (height + 2, width + 2) 0 where all images are dark, uint8.
         deformed: (pixels, GROUP) those of the deformed images that are not dark in all, uint8.
         places: (pixels,) which these are, uint16.
@@ -194,7 +195,7 @@ def deform(
         *(np.empty((height, along.shape[1])) for _ in range(3)),
         factors=np.empty(width),
         starts=np.empty(GROUP, np.uint64),
-        pixels=np.zeros((height + 2, width + 2, GROUP), np.float32),
+        pixels=np.zeros((height + 2, width + 2, GROUP), np.uint8),
         lit=np.zeros((height + 2, width + 2), np.uint8),
         deformed=np.empty((height * width, GROUP), np.uint8),
         places=np.empty(height * width, np.uint16),
