@@ -102,7 +102,7 @@ class BenchmarkConfig:
 
     networks: Sequence[tuple[int, ...]] = (SMALL, (512,), (1024, 512))
     batch_sizes: Sequence[int] = (128, 512)
-    least_rounds: int = 3
+    least_rounds: int = 5
     most_rounds: int = 9
     seconds: float = 25.0
     """A network's rounds end after so many seconds if there are enough of them."""
