@@ -86,7 +86,7 @@ verify: .venv/.ready ## run a clean clone of HEAD and compare all bytes: a minut
 	python -m tests.checks.verify $(VERIFY)
 
 # BENCH="--quick" takes a few minutes, and leaves the committed report as it is.
-bench: .bench-venv/.ready ## train against other libraries: about ten minutes
+bench: .bench-venv/.ready ## train against other libraries: about nine minutes
 	.bench-venv/bin/python -m benchmark.run $(BENCH)
 
 lint: .venv/.ready ## check style and types
