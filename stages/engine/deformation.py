@@ -130,7 +130,7 @@ def write_row(room, i, images, row, keep_zeros):
     place, bounds = np.uint64(row * room.x.size), images.bounds[row]
     for tile in range(len(bounds) - 1):
         bounds[tile] = place
-        # Unsigned, since a negative index would count from the end.
+        # Unsigned: of a signed index the compiler tests whether it counts from the end.
         for k in range(np.uint64(room.ends[tile]), np.uint64(room.ends[tile + 1])):
             value = room.deformed[k, i]
             images.pixels[place], images.brightness[place] = room.places[k], value

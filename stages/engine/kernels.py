@@ -105,11 +105,11 @@ def output_gradients(network, buffers, count, top, bottom, block, rank):
     while column < rows:
         width = widest(rows - column)
         for first in range(0, count, TILE):
-            last, a = min(first + TILE, count), begin + first * between + column
+            last, o = min(first + TILE, count), begin + first * between + column
             for c in range(classes):
                 here, k = size + c * TILE + column, c * samples
                 combine(
-                    width, block, here, buffers.activations, a, between, None, deltas, k + first,
+                    width, block, here, buffers.activations, o, between, None, deltas, k + first,
                     k + last, first > 0,
                 )  # fmt: skip
         column += width
